@@ -1,0 +1,87 @@
+"""What the harness asks of a method, and the data that passes between the two.
+
+Shapes: ``N`` environments, ``T`` chunks per iteration, ``H`` actions per chunk (the action horizon), ``A`` action
+dimensions, ``O`` observation dimensions. Observations and actions are normalised per dimension to about [-1, 1] by the
+task's statistics.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TaskShape:
+    """The sizes that a method needs to build its networks and buffers."""
+
+    observation_dim: int
+    action_dim: int
+    action_horizon: int
+    n_envs: int
+    n_steps: int  # chunks per environment and iteration
+
+
+@dataclass
+class ActionChunk:
+    """Actions to execute, and what the method wants back with the rollout.
+
+    Attributes:
+        actions: (N, H, A) float32 in [-1, 1].
+        extras: tensors whose first dimension is N, e.g. the denoising chain of DPPO.
+    """
+
+    actions: Tensor
+    extras: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Rollout:
+    """One iteration of experience.
+
+    Attributes:
+        observations: (T, N, O) float32, what the policy saw.
+        actions: (T, N, H, A) float32, the executed chunks in [-1, 1].
+        rewards: (T, N) float32, undiscounted sum over the executed steps of the chunk, in the task's own units.
+        terminated: (T, N) bool, the episode ended for good: the value of what follows is zero.
+        truncated: (T, N) bool, a time limit cut the episode: what follows still has a value.
+        next_observations: (T, N, O) float32; where the episode ended, its own final observation, never the next one's.
+        extras: (T, N, ...) what `ActionChunk.extras` held.
+    """
+
+    observations: Tensor
+    actions: Tensor
+    rewards: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    next_observations: Tensor
+    extras: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Method(Protocol):
+    """A fine-tuning method. Constructed as ``Method(settings, policy, shape, generator)``.
+
+    `generator` drives network initialisation and every draw inside `update`; `act` draws from the generator that it is
+    given alone, so that evaluation and exploration stay independent streams.
+    """
+
+    gradient_steps: int
+
+    def act(self, observations: Tensor, explore: bool, generator: torch.Generator) -> ActionChunk:
+        """Choose chunks for `observations` (N, O); `explore` is true while collecting and false in evaluation."""
+        ...
+
+    def update(self, rollout: Rollout) -> dict[str, float]:
+        """Learn from one iteration; returns metrics named ``critic/...``, ``actor/...``, ``transport/...``."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resume needs: weights, optimisers, replay, generators, counters (tensors, plain values)."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned; afterwards the method continues bit for bit."""
+        ...

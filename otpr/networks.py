@@ -1,0 +1,220 @@
+"""Networks of the diffusion policy and the critics, in the shapes and under the parameter names of DPPO's checkpoints.
+
+All are initialised from a passed generator with PyTorch's default bounds, U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "mish": nn.Mish, "silu": nn.SiLU, "tanh": nn.Tanh}
+
+
+def linear(in_features: int, out_features: int, generator: torch.Generator) -> nn.Linear:
+    """A linear layer initialised from `generator`."""
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, in_features, out_features)  # type: ignore[assignment]
+    bound = 1.0 / math.sqrt(in_features)
+    with torch.no_grad():
+        layer.weight.uniform_(-bound, bound, generator=generator)
+        layer.bias.uniform_(-bound, bound, generator=generator)
+    return layer
+
+
+def activation(name: str) -> nn.Module:
+    """The activation module called `name`.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {name!r}; valid: {', '.join(sorted(ACTIVATIONS))}")
+    return ACTIVATIONS[name]()
+
+
+class MLP(nn.Module):
+    """Linear layers with an activation between them and none after the last. Keys ``moduleList.{i}.linear_1``."""
+
+    def __init__(self, dims: Sequence[int], activation_name: str, generator: torch.Generator) -> None:
+        super().__init__()
+        self.moduleList = nn.ModuleList()
+        for i, (n_in, n_out) in enumerate(pairwise(dims)):
+            block = nn.Sequential()
+            block.add_module("linear_1", linear(n_in, n_out, generator))
+            if i < len(dims) - 2:
+                block.add_module("act_1", activation(activation_name))
+            self.moduleList.append(block)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., dims[0]) to (..., dims[-1])."""
+        for block in self.moduleList:
+            x = block(x)
+        return x
+
+
+class ResidualBlock(nn.Module):
+    """Two pre-activation layers and a skip connection, x + l2(act(l1(act(x))))."""
+
+    def __init__(self, dim: int, activation_name: str, generator: torch.Generator) -> None:
+        super().__init__()
+        self.l1 = linear(dim, dim, generator)
+        self.l2 = linear(dim, dim, generator)
+        self.act = activation(activation_name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., dim) to (..., dim)."""
+        return x + self.l2(self.act(self.l1(self.act(x))))
+
+
+class ResidualMLP(nn.Module):
+    """Input layer, one residual block per two further hidden layers, output layer. Keys ``layers.{i}``.
+
+    Raises:
+        ValueError: hidden layers not all of one width, or their number not odd.
+    """
+
+    def __init__(self, dims: Sequence[int], activation_name: str, generator: torch.Generator) -> None:
+        super().__init__()
+        hidden = list(dims[1:-1])
+        if len(set(hidden)) != 1 or len(hidden) % 2 == 0:
+            raise ValueError(f"a residual MLP needs an odd number of equally wide hidden layers, got {hidden}")
+        blocks = [ResidualBlock(hidden[0], activation_name, generator) for _ in range(len(hidden) // 2)]
+        self.layers = nn.ModuleList(
+            [linear(dims[0], hidden[0], generator), *blocks, linear(hidden[0], dims[-1], generator)]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., dims[0]) to (..., dims[-1])."""
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def build_mlp(residual: bool) -> Callable[[Sequence[int], str, torch.Generator], nn.Module]:
+    """The plain or the residual constructor, both with the same arguments."""
+    return ResidualMLP if residual else MLP
+
+
+class SinusoidalEmbedding(nn.Module):
+    """Sine and cosine features of the denoising step, frequencies 10000^(-i / (dim/2 - 1))."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        """Map (B,) to (B, dim)."""
+        half = self.dim // 2
+        frequencies = torch.exp(torch.arange(half, device=timesteps.device) * -(math.log(10000.0) / (half - 1)))
+        angles = timesteps[:, None] * frequencies[None, :]  # (B, dim / 2)
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+class DenoisingMLP(nn.Module):
+    """Noise prediction eps(x_k, k, s) from the noisy chunk, the step embedding and the (encoded) observation."""
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        action_horizon: int,
+        generator: torch.Generator,
+        hidden_dims: Sequence[int] = (512, 512, 512),
+        activation_name: str = "relu",
+        time_dim: int = 16,
+        cond_mlp_dims: Sequence[int] = (),
+    ) -> None:
+        super().__init__()
+        self.observation_dim, self.action_dim, self.action_horizon = observation_dim, action_dim, action_horizon
+        self.time_embedding = nn.Sequential(
+            SinusoidalEmbedding(time_dim),
+            linear(time_dim, 2 * time_dim, generator),
+            nn.Mish(),
+            linear(2 * time_dim, time_dim, generator),
+        )
+        self.cond_mlp: MLP | None = None
+        if cond_mlp_dims:
+            self.cond_mlp = MLP([observation_dim, *cond_mlp_dims], activation_name, generator)
+        condition_dim = cond_mlp_dims[-1] if cond_mlp_dims else observation_dim
+        chunk_dim = action_horizon * action_dim
+        dims = [chunk_dim + time_dim + condition_dim, *hidden_dims, chunk_dim]
+        self.mlp_mean = ResidualMLP(dims, activation_name, generator)
+
+    def forward(self, x: Tensor, timesteps: Tensor, observations: Tensor) -> Tensor:
+        """Predict the noise in `x`.
+
+        Args:
+            x: (B, H, A) noisy chunks.
+            timesteps: (B,) int64 in [0, K), or (1,) for one step shared by the batch.
+            observations: (B, O).
+
+        Returns:
+            (B, H, A).
+        """
+        batch = x.shape[0]
+        condition = observations if self.cond_mlp is None else self.cond_mlp(observations)
+        embedding = self.time_embedding(timesteps).expand(batch, -1)
+        features = torch.cat([x.reshape(batch, -1), embedding, condition], dim=-1)  # (B, H*A + time_dim + condition)
+        return self.mlp_mean(features).view(x.shape)
+
+
+class TwinQ(nn.Module):
+    """Two independent Q(s, chunk) networks, keys ``Q1`` and ``Q2``."""
+
+    def __init__(
+        self,
+        observation_dim: int,
+        chunk_dim: int,
+        hidden_dims: Sequence[int],
+        activation_name: str,
+        residual: bool,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        build, dims = build_mlp(residual), [observation_dim + chunk_dim, *hidden_dims, 1]
+        self.Q1 = build(dims, activation_name, generator)
+        self.Q2 = build(dims, activation_name, generator)
+
+    def forward(self, observations: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Q of observations (B, O) and chunks (B, H, A): two tensors (B,)."""
+        features = torch.cat([observations, actions.flatten(1)], dim=-1)  # (B, O + H*A)
+        return self.Q1(features).squeeze(-1), self.Q2(features).squeeze(-1)
+
+    def minimum(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """The smaller of the two, (B,)."""
+        return torch.minimum(*self(observations, actions))
+
+
+class ValueNet(nn.Module):
+    """State value V(s); its key is ``Q1``, as in DPPO's checkpoints."""
+
+    def __init__(
+        self,
+        observation_dim: int,
+        hidden_dims: Sequence[int],
+        activation_name: str,
+        residual: bool,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.Q1 = build_mlp(residual)([observation_dim, *hidden_dims, 1], activation_name, generator)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """V of observations (B, O): (B,)."""
+        return self.Q1(observations).squeeze(-1)
+
+
+@torch.no_grad()
+def polyak_update(target: nn.Module, source: nn.Module, tau: float) -> None:
+    """target <- (1 - tau) target + tau source, parameter by parameter; `tau` in [0, 1]."""
+    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)
+
+
+def per_sample_mse(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error per sample, (B, ...) -> (B,)."""
+    return F.mse_loss(prediction, target, reduction="none").flatten(1).mean(1)

@@ -1,0 +1,92 @@
+"""The diffusion policy against DPPO's reference numbers, and its own invariants."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from parity_cases import CASES, CHAIN, EXACT, FOLDER, Case
+
+from otpr.diffusion import DiffusionPolicy, SamplerSettings, dppo_network_state
+
+by_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+@by_case
+def test_schedule_equals_reference(case: Case) -> None:
+    arrays, schedule = case.arrays("forward"), case.policy().schedule
+    for ours, theirs in [
+        ("betas", "schedule_betas"),
+        ("alphas_cumprod", "schedule_alphas_cumprod"),
+        ("ddpm_var", "schedule_ddpm_var"),
+        ("ddpm_mu_coef1", "schedule_mu_coef1"),
+        ("ddpm_mu_coef2", "schedule_mu_coef2"),
+    ]:
+        torch.testing.assert_close(getattr(schedule, ours), arrays[theirs], **EXACT)
+
+
+@by_case
+def test_network_and_cloning_loss_equal_reference(case: Case) -> None:
+    arrays, policy = case.arrays("forward"), case.policy()
+    predicted = policy.network(arrays["x_noisy"], arrays["t"], arrays["obs"])
+    torch.testing.assert_close(predicted, arrays["eps_pred"], **EXACT)
+    losses = policy.denoising_losses(arrays["bc_actions"], arrays["obs"], arrays["t"], arrays["bc_noise"])
+    torch.testing.assert_close(losses.mean(), arrays["bc_loss"], **EXACT)
+
+
+@by_case
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_sampled_chain_equals_reference(case: Case, mode: str) -> None:
+    arrays, policy = case.arrays("dppo"), case.policy()
+    noise = arrays[f"sample_{mode}_noise"]
+    chain = policy.sample_chain(arrays["obs"], noise, explore=mode == "train", keep=10, early=policy)
+    torch.testing.assert_close(chain, arrays[f"sample_{mode}_chain"], **CHAIN)
+    torch.testing.assert_close(chain[:, -1], arrays[f"sample_{mode}_actions"], **CHAIN)
+
+
+@by_case
+def test_log_probability_equals_reference(case: Case) -> None:
+    arrays, policy = case.arrays("dppo"), case.policy()
+    chain, count = arrays["sample_train_chain"], len(arrays["obs"])
+    before, after = chain[:, :-1].flatten(0, 1), chain[:, 1:].flatten(0, 1)  # (160, H, A)
+    observations = arrays["obs"].repeat_interleave(10, 0)
+    index = (torch.arange(10) + 10).repeat(count)
+    old = policy.log_probability(before, after, observations, index)
+    torch.testing.assert_close(old, arrays["logprob_old"], rtol=1e-5, atol=1e-4)
+    policy.network.load_state_dict(dppo_network_state(FOLDER / case.name / "ppo_state_10.pt", "actor_ft"))
+    new = policy.log_probability(before, after, observations, index)
+    torch.testing.assert_close(new, arrays["logprob_new"], rtol=1e-5, atol=1e-4)
+
+
+@by_case
+def test_ddim_with_all_steps_and_eta_one_has_the_ddpm_moments(case: Case) -> None:
+    ddpm = case.policy()
+    ddim = DiffusionPolicy(ddpm.network, SamplerSettings(kind="ddim", ddim_steps=20))
+    ours, theirs = ddim.reverse_steps(explore=True), ddpm.reverse_steps(explore=True)
+    for name in ("timesteps", "x0_coef", "x_coef", "std"):
+        torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), rtol=1e-4, atol=1e-5)
+
+
+def test_ddim_evaluation_is_a_function_of_the_first_draw() -> None:
+    policy = DiffusionPolicy(CASES[0].network(), SamplerSettings(kind="ddim", ddim_steps=5))
+    noise = policy.draw_noise(3, torch.Generator().manual_seed(1))
+    other = noise.clone()
+    other[1:] += 1
+    observations = torch.zeros(3, 11)
+    first, second = (policy.sample_chain(observations, n, explore=False, keep=0) for n in (noise, other))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, policy.sample_chain(observations, noise, explore=True, keep=0))
+
+
+@pytest.mark.parametrize(
+    "values", [{"kind": "flow"}, {"ddim_steps": 0}, {"ddim_steps": 21}, {"noise_clip": 0.0}, {"x0_clip": -1.0}]
+)
+def test_bad_sampler_settings_are_refused(values: dict) -> None:
+    with pytest.raises(ValueError):
+        SamplerSettings(**values)
+
+
+def test_truncated_checkpoint_is_one_clear_error(tmp_path) -> None:
+    whole = (FOLDER / "hopper_like" / "state_200.pt").read_bytes()
+    (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="not a DPPO checkpoint"):
+        dppo_network_state(tmp_path / "cut.pt", "ema")
