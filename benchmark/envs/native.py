@@ -1,0 +1,157 @@
+"""Compiled stepping of MuJoCo locomotion environments: whole chunks, whole slices of environments, no GIL.
+
+The kernel calls the very libmujoco that the Python bindings loaded, so its physics is gymnasium's to the last bit.
+Everything an environment carries from one step to the next is its `mjSTATE_INTEGRATION` vector (time, positions,
+velocities, warm start, controls...), loaded into a thread's `MjData` before a chunk and read back after it.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+# (mujoco is a compiled module without type stubs)
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import llvmlite.binding
+import mujoco
+import numba
+import numpy as np
+from numba import types
+
+INTEGRATION = int(mujoco.mjtState.mjSTATE_INTEGRATION)
+_LIBRARY_PATTERNS = {"darwin": "libmujoco*.dylib", "win32": "mujoco.dll"}
+
+
+class Rules(NamedTuple):
+    """One task's constants, in the units of its MuJoCo model (metres, radians, seconds)."""
+
+    frame_skip: int  # physics steps per environment step
+    dt: float  # seconds per environment step
+    control_weight: np.float32  # float32, as gymnasium's cost of a float32 action is
+    alive_reward: float  # added to every reward
+    terminates: bool  # whether leaving the ranges below ends the episode
+    min_height: float  # exclusive bounds on qpos[1]
+    max_height: float
+    max_angle: float  # exclusive bound on |qpos[2]|
+    max_state: float  # exclusive bound on the magnitude of qpos[2:] and qvel
+    velocity_clip: float  # observed velocities are clipped to +-this
+    max_episode_steps: int
+
+
+class Simulation(NamedTuple):
+    """Addresses of one (model, data) pair and views of its data; valid while the pair lives."""
+
+    model: int
+    data: int
+    qpos: np.ndarray
+    qvel: np.ndarray
+    ctrl: np.ndarray
+
+
+class Batch(NamedTuple):
+    """Every environment's state: (N, S) float64 integration states, (N,) int64 steps so far, (N,) bool ended."""
+
+    states: np.ndarray
+    elapsed: np.ndarray
+    ended: np.ndarray
+
+
+class Outcome(NamedTuple):
+    """Arrays the kernel fills, as in `ChunkStep`: (n, O), (n, H), (n,), (n,), (n,). Rewards must start at 0."""
+
+    observations: np.ndarray
+    rewards: np.ndarray
+    steps: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+
+
+def _load_library() -> None:
+    """Make libmujoco's symbols visible to the compiler. Raises FileNotFoundError if the package has no library."""
+    pattern = _LIBRARY_PATTERNS.get(sys.platform, "libmujoco.so*")
+    folder = Path(mujoco.__file__).parent
+    found = sorted(folder.glob(pattern))
+    if not found:
+        raise FileNotFoundError(f"no {pattern} in the installed mujoco package")
+    llvmlite.binding.load_library_permanently(str(found[0]))
+
+
+_load_library()
+_set_state = types.ExternalFunction("mj_setState", types.void(types.intp, types.intp, types.intp, types.int32))
+_get_state = types.ExternalFunction("mj_getState", types.void(types.intp, types.intp, types.intp, types.int32))
+_mj_step = types.ExternalFunction("mj_step", types.void(types.intp, types.intp))
+
+
+def _compiled(function: Callable[..., None]) -> Any:
+    """`function` compiled to release the GIL, kept on disk where any cache folder is writable."""
+    options = {"nogil": True, "error_model": "numpy"}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # numba finds no writable cache folder: compile in this process
+        return numba.njit(**options)(function)
+
+
+@numba.njit(error_model="numpy")
+def _is_healthy(qpos, qvel, rules):
+    """Whether the posture lies inside the task's ranges; a NaN lies outside."""
+    healthy = rules.min_height < qpos[1] < rules.max_height and -rules.max_angle < qpos[2] < rules.max_angle
+    for i in range(2, qpos.shape[0]):
+        healthy = healthy and -rules.max_state < qpos[i] < rules.max_state
+    for i in range(qvel.shape[0]):
+        healthy = healthy and -rules.max_state < qvel[i] < rules.max_state
+    return healthy
+
+
+@numba.njit(error_model="numpy")
+def _advance(simulation, action, rules):
+    """One environment step: `frame_skip` physics steps under (A,) float32 `action`; returns its reward."""
+    before = simulation.qpos[0]
+    squares = np.float32(0.0)  # summed in float32 and in order, like np.sum over fewer than 8 float32 numbers
+    for i in range(action.shape[0]):
+        simulation.ctrl[i] = action[i]
+        squares += action[i] * action[i]
+    for _ in range(rules.frame_skip):
+        _mj_step(simulation.model, simulation.data)
+    velocity = (simulation.qpos[0] - before) / rules.dt
+    return velocity + rules.alive_reward - np.float64(rules.control_weight * squares)
+
+
+@numba.njit(error_model="numpy")
+def _observe(simulation, rules, observation):
+    """Write (O,) `observation`: all positions but the first, then the clipped velocities (NaN stays NaN)."""
+    positions = simulation.qpos.shape[0] - 1
+    for i in range(positions):
+        observation[i] = simulation.qpos[i + 1]
+    for i in range(simulation.qvel.shape[0]):
+        value = simulation.qvel[i]
+        if value > rules.velocity_clip:
+            value = rules.velocity_clip
+        elif value < -rules.velocity_clip:
+            value = -rules.velocity_clip
+        observation[positions + i] = value
+
+
+def _step_slice(simulation, rules, batch, indices, actions, outcome, start, stop):
+    """Run rows `start` to `stop` of (n, H, A) float32 `actions` in environments `indices[start:stop]`."""
+    row_bytes = batch.states.strides[0]
+    for row in range(start, stop):
+        env = indices[row]
+        state = batch.states.ctypes.data + env * row_bytes
+        _set_state(simulation.model, simulation.data, state, INTEGRATION)
+        for step in range(actions.shape[1]):
+            outcome.rewards[row, step] = _advance(simulation, actions[row, step], rules)
+            batch.elapsed[env] += 1
+            outcome.steps[row] = step + 1
+            outcome.terminated[row] = rules.terminates and not _is_healthy(simulation.qpos, simulation.qvel, rules)
+            outcome.truncated[row] = batch.elapsed[env] >= rules.max_episode_steps
+            if outcome.terminated[row] or outcome.truncated[row]:
+                batch.ended[env] = True
+                break
+        _get_state(simulation.model, simulation.data, state, INTEGRATION)
+        _observe(simulation, rules, outcome.observations[row])
+
+
+step_slice = _compiled(_step_slice)
