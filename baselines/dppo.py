@@ -13,9 +13,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from otpr.checks import check_choice, check_range
+from otpr.critic import adamw
 from otpr.diffusion import DiffusionPolicy
 from otpr.method import ActionChunk, Rollout, TaskShape
-from otpr.networks import ValueNet
+from otpr.networks import ValueNet, network_generator
 
 MICRO_BATCH = 4096  # samples per backward pass: gradients are accumulated, so that activations stay in the cache
 
@@ -101,14 +103,11 @@ class DPPO:
         self.settings, self.shape, self.generator = settings, shape, generator
         self.gradient_steps = self.iteration = 0
         self.frozen, self.actor = policy.clone().requires_grad_(False), policy.clone()
-        init = torch.Generator().manual_seed(
-            int(torch.randint(2**62, (), generator=generator, device=generator.device))
-        )
+        init = network_generator(generator)
         self.critic = ValueNet(shape.observation_dim, settings.critic_hidden_dims, "mish", True, init)
         self.critic.to(generator.device)
-        adam = {"weight_decay": 0.0, "fused": True}
-        self.actor_optimizer = torch.optim.AdamW(self.actor.parameters(), lr=settings.actor_learning_rate, **adam)
-        self.critic_optimizer = torch.optim.AdamW(self.critic.parameters(), lr=settings.critic_learning_rate, **adam)
+        self.actor_optimizer = adamw(self.actor, settings.actor_learning_rate)
+        self.critic_optimizer = adamw(self.critic, settings.critic_learning_rate)
         self.reward_scaler = RewardScaler(shape.n_envs)
         self.first = torch.ones(shape.n_envs, dtype=torch.bool, device=generator.device)
 
@@ -297,20 +296,12 @@ class Settings:
         Raises:
             ValueError: a value outside its range.
         """
-        for name in (
-            "actor_learning_rate",
-            "critic_learning_rate",
-            "batch_size",
-            "update_epochs",
-            "ft_denoising_steps",
-        ):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("discount", "denoising_discount", "gae_lambda"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        if self.time_limit not in ("bootstrap", "terminal", "ignore"):
-            raise ValueError(f"unknown time_limit {self.time_limit!r}; valid: bootstrap, terminal, ignore")
+        positive = ("actor_learning_rate", "critic_learning_rate", "clip_coef", "clip_base", "target_kl")
+        check_range(self, positive, 0, float("inf"), open_ends=True)
+        check_range(self, ("batch_size", "update_epochs", "ft_denoising_steps"), 1, float("inf"))
+        check_range(self, ("discount", "denoising_discount", "gae_lambda"), 0, 1)
+        check_range(self, ("clip_rate", "vf_coef", "critic_warmup_iterations"), 0, float("inf"))
+        check_choice(self, "time_limit", ("bootstrap", "terminal", "ignore"))
 
 
 PUBLISHED: dict[str, dict[str, Any]] = {

@@ -26,6 +26,12 @@ def linear(in_features: int, out_features: int, generator: torch.Generator) -> n
     return layer
 
 
+def network_generator(generator: torch.Generator) -> torch.Generator:
+    """A CPU generator seeded by one draw from `generator`: networks start the same on every device type."""
+    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+    return torch.Generator().manual_seed(int(seed))
+
+
 def activation(name: str) -> nn.Module:
     """The activation module called `name`.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +14,8 @@ from otpr.diffusion import DiffusionPolicy, dppo_network_state
 from otpr.networks import DenoisingMLP
 
 FOLDER = Path(__file__).parent / "parity"
-CHAIN = {"rtol": 1e-4, "atol": 1e-5}  # sampling chains
-EXACT = {"rtol": 1e-5, "atol": 1e-6}  # everything else
+CHAIN: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}  # sampling chains
+EXACT: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-6}  # everything else
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,307 @@
+"""The one training loop, used by every method: collect, update, evaluate, record, checkpoint, resume.
+
+A run killed at any moment and started again gives the same bytes as one that was never interrupted: everything that
+changes over time is in the checkpoint, which is written at iteration boundaries.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from baselines import frozen
+from benchmark.envs import VectorEnv, make_env
+from benchmark.methods import get_arm
+from benchmark.policies import Normalizer, load_pretrained
+from benchmark.seeding import Streams
+from benchmark.spec import RunSpec
+from benchmark.store import CURVE_COLUMNS, RunPaths, load_checkpoint, save_checkpoint, write_rows
+from benchmark.tasks import Task, get_task
+from otpr.method import ActionChunk, Method, Rollout, TaskShape
+
+Act = Callable[[Tensor], ActionChunk]
+
+
+class Diverged(Exception):
+    """A loss, a weight or an action is no longer finite."""
+
+
+@torch.no_grad()
+def evaluate(env: VectorEnv, act: Act, normalizer: Normalizer, seeds: NDArray[np.int64], device: str) -> NDArray[Any]:
+    """Play one whole episode in every environment of `env`.
+
+    Args:
+        act: chooses chunks for normalised observations (n, O).
+        seeds: (num_envs,) reset seeds.
+
+    Returns:
+        (num_envs,) float64, undiscounted returns.
+
+    Raises:
+        Diverged: an action is not finite.
+    """
+    active, returns = np.arange(env.num_envs), np.zeros(env.num_envs)
+    observations = env.reset(active, seeds)
+    while active.size:
+        chunk = act(torch.from_numpy(normalizer.normalize_observations(observations)).to(device))
+        step = env.step(active, environment_actions(chunk.actions, normalizer))
+        returns[active] += step.rewards.sum(1)
+        running = ~(step.terminated | step.truncated)
+        active, observations = active[running], step.observations[running]
+    return returns
+
+
+def environment_actions(actions: Tensor, normalizer: Normalizer) -> NDArray[np.float32]:
+    """Chunks (n, H, A) in [-1, 1] as the environment takes them.
+
+    Raises:
+        Diverged: one is not finite.
+    """
+    array = actions.cpu().numpy()
+    if not np.isfinite(array).all():
+        raise Diverged("the policy's actions are not finite")
+    return normalizer.denormalize_actions(array)
+
+
+class Collector:
+    """Fills one preallocated `Rollout` per iteration; episodes go on across iterations."""
+
+    def __init__(self, env: VectorEnv, normalizer: Normalizer, streams: Streams, n_steps: int, device: str) -> None:
+        self.env, self.normalizer, self.streams = env, normalizer, streams
+        self.n_steps, self.device = n_steps, device
+        self.generator = streams.torch("exploration", device)
+        self.episode_numbers = np.zeros(env.num_envs, dtype=np.int64)
+        self.everyone = np.arange(env.num_envs)
+        self.observations = self._normalised(self._reset(self.everyone))
+        self.rollout: Rollout | None = None
+
+    def collect(self, act: Callable[[Tensor, bool, torch.Generator], ActionChunk]) -> Rollout:
+        """Step every environment `n_steps` chunks; the returned rollout is overwritten by the next call.
+
+        Raises:
+            Diverged: an action is not finite.
+        """
+        for t in range(self.n_steps):
+            chunk = act(self.observations, True, self.generator)
+            step = self.env.step(self.everyone, environment_actions(chunk.actions, self.normalizer))
+            rollout = self.rollout or self._allocate(chunk)
+            following = self._normalised(step.observations)
+            rollout.observations[t], rollout.actions[t] = self.observations, chunk.actions
+            rollout.rewards[t] = torch.from_numpy(step.rewards.sum(1))
+            rollout.terminated[t] = torch.from_numpy(step.terminated)
+            rollout.truncated[t] = torch.from_numpy(step.truncated & ~step.terminated)
+            rollout.next_observations[t] = following
+            for name, values in chunk.extras.items():
+                rollout.extras[name][t] = values
+            ended = np.flatnonzero(step.terminated | step.truncated)
+            if ended.size:
+                following = following.clone()
+                following[torch.from_numpy(ended)] = self._normalised(self._reset(ended))
+            self.observations = following
+        assert self.rollout is not None
+        return self.rollout
+
+    def _allocate(self, chunk: ActionChunk) -> Rollout:
+        count = (self.n_steps, self.env.num_envs)
+        floats = {"dtype": torch.float32, "device": self.device}
+        shape = (*count, self.env.observation_dim)
+        self.rollout = Rollout(
+            observations=torch.empty(shape, **floats),
+            actions=torch.empty((*count, *chunk.actions.shape[1:]), **floats),
+            rewards=torch.empty(count, **floats),
+            terminated=torch.empty(count, dtype=torch.bool, device=self.device),
+            truncated=torch.empty(count, dtype=torch.bool, device=self.device),
+            next_observations=torch.empty(shape, **floats),
+            extras={name: torch.empty((*count, *v.shape[1:]), **floats) for name, v in chunk.extras.items()},
+        )
+        return self.rollout
+
+    def _reset(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
+        seeds = self.streams.episodes("training-episode", indices, self.episode_numbers[indices])
+        self.episode_numbers[indices] += 1
+        return self.env.reset(indices, seeds)
+
+    def _normalised(self, observations: NDArray[np.float64]) -> Tensor:
+        return torch.from_numpy(self.normalizer.normalize_observations(observations)).to(self.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Simulator state, current observations, episode counters, exploration generator."""
+        env = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in self.env.state_dict().items()}
+        return {
+            "env": env,
+            "episode_numbers": torch.from_numpy(self.episode_numbers),
+            "observations": self.observations,
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict`."""
+        self.env.load_state_dict({k: v.numpy() if isinstance(v, Tensor) else v for k, v in state["env"].items()})
+        self.episode_numbers = state["episode_numbers"].numpy().copy()
+        self.observations = state["observations"].to(self.device)
+        self.generator.set_state(state["generator"].cpu())
+
+
+class Trainer:
+    """One run in memory: built from its spec, advanced an iteration at a time, saved to and restored from its files.
+
+    Raises:
+        ValueError: the spec names something unknown, or the installed pre-trained policy is not the spec's.
+    """
+
+    def __init__(self, spec: RunSpec) -> None:
+        self.spec, self.task = spec, get_task(spec.task)
+        pretrained = load_pretrained(self.task, spec.sampler)
+        if pretrained.digest != spec.policy_digest:
+            raise ValueError(
+                f"the pre-trained policy of {spec.task} has digest {pretrained.digest[:12]}, "
+                f"the run was specified with {spec.policy_digest[:12]}"
+            )
+        loop, task = spec.loop, self.task
+        self.normalizer, self.streams = pretrained.normalizer, Streams(spec.base_seed, spec.task, spec.seed)
+        env = make_env(task.environment, loop.n_envs, task.action_horizon, spec.threads)
+        self.evaluation_env = make_env(task.environment, loop.eval_episodes, task.action_horizon, spec.threads)
+        self.collector = Collector(env, self.normalizer, self.streams, loop.n_steps, spec.device)
+        policy = pretrained.policy.to(spec.device)
+        self.shape = TaskShape(task.observation_dim, task.action_dim, task.action_horizon, loop.n_envs, loop.n_steps)
+        self.method: Method = get_arm(spec.method).build(
+            spec.method_settings(), policy, self.shape, self.streams.torch("updates", spec.device)
+        )
+        self.pretrained: Method = frozen.Frozen(frozen.Settings(), policy, self.shape, torch.Generator())
+        self.learns = get_arm(spec.method).learns
+        self.iteration, self.wall_seconds = 0, 0.0
+        self.curve: list[dict[str, Any]] = []
+        self.metrics: list[dict[str, Any]] = []
+
+    @property
+    def done(self) -> bool:
+        """Whether the budget is spent."""
+        return self.iteration >= self.spec.loop.iterations
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps so far: chunks times the action horizon, also where an episode's end cut a chunk short."""
+        return self.iteration * self.shape.n_envs * self.shape.n_steps * self.shape.action_horizon
+
+    def advance(self) -> None:
+        """Row 0 first; then one iteration of collecting and updating, and its evaluation where one is due.
+
+        Raises:
+            Diverged: something is no longer finite.
+        """
+        started = time.perf_counter()
+        row: dict[str, Any] = {}
+        if not self.curve:
+            self._evaluate(self.pretrained)
+        else:
+            row = self._train()
+        evaluated = time.perf_counter()
+        due = self.iteration % self.spec.loop.eval_every == 0 or self.done
+        if self.iteration and due:
+            self._evaluate(self.method)
+        self.wall_seconds += time.perf_counter() - started
+        if due:
+            self.curve[-1]["wall_seconds"] = round(self.wall_seconds, 3)
+        if row:
+            self.metrics.append(row | {"time/evaluate": round(time.perf_counter() - evaluated, 4)})
+
+    def _train(self) -> dict[str, Any]:
+        started, metrics = time.perf_counter(), {}
+        collected = started
+        if self.learns:
+            rollout = self.collector.collect(self.method.act)
+            collected = time.perf_counter()
+            metrics = self.method.update(rollout)
+            metrics |= {"collect/reward": rollout.rewards.mean().item()}
+            ends = (rollout.terminated | rollout.truncated).sum().item()
+            metrics |= {"collect/episodes_ended": ends}
+        bad = [name for name, value in metrics.items() if not np.isfinite(value)]
+        if bad:
+            raise Diverged(f"not finite after iteration {self.iteration + 1}: {', '.join(bad)}")
+        self.iteration += 1
+        times = {"time/collect": collected - started, "time/update": time.perf_counter() - collected}
+        return {
+            "iteration": self.iteration,
+            "env_steps": self.env_steps,
+            **metrics,
+            **{name: round(value, 4) for name, value in times.items()},
+        }
+
+    def _evaluate(self, method: Method) -> None:
+        count, device = self.spec.loop.eval_episodes, self.spec.device
+        indices = np.arange(count)
+        seeds = self.streams.episodes("evaluation-episode", indices, np.zeros(count, dtype=np.int64))
+        generator = self.streams.torch("evaluation-actions", device)
+        returns = evaluate(
+            self.evaluation_env,
+            lambda observations: method.act(observations, False, generator),
+            self.normalizer,
+            seeds,
+            device,
+        )
+        self.curve.append(
+            curve_row(self.task, returns)
+            | {
+                "iteration": self.iteration,
+                "env_steps": self.env_steps,
+                "gradient_steps": self.method.gradient_steps,
+            }
+        )
+
+    def save(self, paths: RunPaths) -> None:
+        """Write the checkpoint."""
+        state = {
+            "digest": self.spec.digest,
+            "iteration": self.iteration,
+            "wall_seconds": self.wall_seconds,
+            "curve": self.curve,
+            "metrics": self.metrics,
+            "collector": self.collector.state_dict(),
+            "method": self.method.state_dict(),
+        }
+        save_checkpoint(paths.checkpoint, state)
+
+    def record(self, paths: RunPaths) -> None:
+        """Write `curve.csv` and `metrics.csv`."""
+        write_rows(paths.curve, self.curve, CURVE_COLUMNS)
+        write_rows(paths.metrics, self.metrics, ("iteration", "env_steps"))
+
+    def restore(self, paths: RunPaths) -> None:
+        """Continue from the checkpoint, if there is one.
+
+        Raises:
+            ValueError: it is unreadable, or belongs to another spec.
+        """
+        if not paths.checkpoint.exists():
+            return
+        state = load_checkpoint(paths.checkpoint)
+        if state.get("digest") != self.spec.digest:
+            raise ValueError(f"{paths.checkpoint}: checkpoint of another specification")
+        self.iteration, self.wall_seconds = state["iteration"], state["wall_seconds"]
+        self.curve, self.metrics = state["curve"], state["metrics"]
+        self.collector.load_state_dict(state["collector"])
+        self.method.load_state_dict(state["method"])
+
+    def close(self) -> None:
+        """Release the environments."""
+        self.collector.env.close()
+        self.evaluation_env.close()
+
+
+def curve_row(task: Task, returns: NDArray[np.float64]) -> dict[str, Any]:
+    """The evaluation columns of `curve.csv` from episode returns (n,)."""
+    mean = float(returns.mean())
+    success = "" if task.success_return is None else float((returns >= task.success_return).mean())
+    return {
+        "episodes": len(returns),
+        "return_mean": mean,
+        "return_std": float(returns.std()),
+        "success_rate": success,
+        "score": task.score(mean),
+    }

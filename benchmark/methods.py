@@ -1,0 +1,109 @@
+"""The registry: one line a method or arm. An arm is a method with named settings of its own."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from otpr.diffusion import DiffusionPolicy
+from otpr.method import Method, TaskShape
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Where a method lives and what this arm changes of its settings.
+
+    The module holds the class, its frozen dataclass ``Settings`` and the tables ``PUBLISHED`` and ``EMBEDDED``, which
+    map a task family to values.
+    """
+
+    module: str
+    class_name: str
+    values: dict[str, Any] = field(default_factory=dict)
+    learns: bool = True  # false: nothing is collected, the curve is the pre-trained policy's
+
+    def load(self) -> ModuleType:
+        """Import the module."""
+        return importlib.import_module(self.module)
+
+    def build(self, settings: Any, policy: DiffusionPolicy, shape: TaskShape, generator: torch.Generator) -> Method:
+        """Construct the method around a copy of `policy`.
+
+        Raises:
+            ValueError: settings that do not fit the policy or the task.
+        """
+        return getattr(self.load(), self.class_name)(settings, policy, shape, generator)
+
+
+ARMS: dict[str, Arm] = {
+    "otpr": Arm("otpr.agent", "OTPR"),
+    "dppo": Arm("baselines.dppo", "DPPO"),
+    "idql": Arm("baselines.idql", "IDQL"),
+    "dql": Arm("baselines.dql", "DQL"),
+    "dql-dppo": Arm("baselines.dql", "DQL", {"bc_on": "policy"}),
+    "frozen": Arm("baselines.frozen", "Frozen", learns=False),
+}
+
+
+def get_arm(name: str) -> Arm:
+    """The arm called `name`.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name not in ARMS:
+        raise ValueError(f"unknown method {name!r}; valid: {', '.join(ARMS)}")
+    return ARMS[name]
+
+
+def resolve_settings(name: str, family: str, protocol: str, overrides: dict[str, Any]) -> Any:
+    """The settings of an arm: defaults, then the published table, the embedded table, the arm's values, `overrides`.
+
+    Raises:
+        ValueError: unknown method, a task family that the method has no settings for, an unknown field or a bad value.
+    """
+    arm = get_arm(name)
+    module = arm.load()
+    table = module.PUBLISHED if protocol == "published" else module.EMBEDDED
+    if family not in table:
+        raise ValueError(
+            f"method {name!r} has no {protocol} settings for {family!r}; it has them for: {', '.join(table) or 'none'}"
+        )
+    values = module.PUBLISHED.get(family, {}) | table[family] | arm.values
+    return build_settings(name, module.Settings, values, overrides)
+
+
+def build_settings(name: str, settings: type, values: dict[str, Any], overrides: dict[str, Any]) -> Any:
+    """Construct a settings dataclass from table values and user overrides, checking names and types.
+
+    Raises:
+        ValueError: an unknown field, or a value whose type differs from the default's.
+    """
+    defaults = vars(settings())
+    for field_name, value in overrides.items():
+        if field_name not in defaults:
+            raise ValueError(f"method {name!r} has no setting {field_name!r}; valid: {', '.join(defaults) or 'none'}")
+        values = values | {field_name: conform(f"{name}.{field_name}", value, defaults[field_name])}
+    try:
+        return settings(**values)
+    except ValueError as error:
+        raise ValueError(f"method {name!r}: {error}") from error
+
+
+def conform(label: str, value: Any, default: Any) -> Any:
+    """`value` as the type of `default`: an int may stand for a float, a list for a tuple.
+
+    Raises:
+        ValueError: another type.
+    """
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(default, tuple) and isinstance(value, list):
+        return tuple(value)
+    if type(value) is not type(default):
+        raise ValueError(f"{label} must be of type {type(default).__name__}, got {value!r}")
+    return value

@@ -1,0 +1,169 @@
+"""From a suite and the user's choices to prepared run directories; everything is checked before anything is written."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmark.methods import ARMS, get_arm
+from benchmark.spec import RunSpec, make_spec
+from benchmark.store import RunPaths, read_json, run_paths, write_json
+from benchmark.suites import Suite, parse_seeds
+from benchmark.tasks import get_task
+
+TUNING_SEEDS = 1000  # this and up are for tuning, never reported with others
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run, its place, and what is already there."""
+
+    spec: RunSpec
+    paths: RunPaths
+    state: str  # of status.json, or "missing"
+
+
+def parse_overrides(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """``METHOD.FIELD=VALUE`` to values per method; VALUE is read as JSON where it is that, else as text.
+
+    Raises:
+        ValueError: not of that form, or an unknown method.
+    """
+    overrides: dict[str, dict[str, Any]] = {}
+    for assignment in assignments:
+        target, equals, text = assignment.partition("=")
+        method, dot, field = target.partition(".")
+        if not (equals and dot and field):
+            raise ValueError(f"--set takes METHOD.FIELD=VALUE, got {assignment!r}")
+        get_arm(method)
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        overrides.setdefault(method, {})[field] = value
+    return overrides
+
+
+def resolve_device(name: str) -> str:
+    """``auto`` to ``cuda`` where there is one.
+
+    Raises:
+        ValueError: unknown name, or no such device here.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"unknown device {name!r}; valid: auto, cpu, cuda")
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise ValueError("device 'cuda' asked for, but PyTorch sees no GPU; valid here: auto, cpu")
+    return "cuda" if available and name != "cpu" else "cpu"
+
+
+def restrict(suite: Suite, methods: Sequence[str], tasks: Sequence[str], seeds: str | None) -> Suite:
+    """The suite with the user's choice of methods, tasks and seeds, each empty or None for the suite's own.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    for name in methods:
+        get_arm(name)
+    for name in tasks:
+        get_task(name)
+    return replace(
+        suite,
+        methods=tuple(dict.fromkeys(methods)) or suite.methods,
+        tasks=tuple(dict.fromkeys(tasks)) or suite.tasks,
+        seeds=seeds or suite.seeds,
+    )
+
+
+def make_specs(suite: Suite, overrides: dict[str, dict[str, Any]], device: str) -> list[RunSpec]:
+    """All specs of a suite: tasks, then seeds, then methods, so that early results compare.
+
+    Raises:
+        ValueError: anything unknown or out of range; a mix of tuning and reported seeds.
+    """
+    seeds = parse_seeds(suite.seeds)
+    if min(seeds) < TUNING_SEEDS <= max(seeds):
+        raise ValueError(f"seeds {suite.seeds} mix tuning seeds ({TUNING_SEEDS} and up) with reported ones")
+    unused = sorted(set(overrides) - set(suite.methods))
+    if unused:
+        raise ValueError(f"--set names {unused[0]!r}, which is not run here; methods: {', '.join(suite.methods)}")
+    return [
+        make_spec(
+            task,
+            method,
+            seed,
+            suite.protocol,
+            suite.loop,
+            suite.sampler,
+            suite.settings.get(method, {}) | overrides.get(method, {}),
+            suite.threads,
+            device,
+        )
+        for task in suite.tasks
+        for seed in seeds
+        for method in suite.methods
+    ]
+
+
+def plan_runs(specs: Sequence[RunSpec], out: Path) -> list[PlannedRun]:
+    """Look at what each run's directory holds.
+
+    Raises:
+        ValueError: a directory holds a run with other settings, or `out` cannot be written.
+    """
+    check_writable(out)
+    planned = []
+    for spec in specs:
+        paths, state = run_paths(out, spec.task, spec.method, spec.seed), "missing"
+        if paths.spec.exists():
+            held = RunSpec.from_dict(read_json(paths.spec))
+            if held.digest != spec.digest:
+                raise ValueError(f"{paths.root} holds a run with other settings: {difference(held, spec)}")
+            state = read_json(paths.status).get("state", "queued") if paths.status.exists() else "queued"
+        planned.append(PlannedRun(spec, paths, state))
+    return planned
+
+
+def difference(held: RunSpec, asked: RunSpec) -> str:
+    """The first setting in which two specs differ, for a message."""
+    ours, theirs = flatten(asked.as_dict()), flatten(held.as_dict())
+    for key in sorted(ours | theirs):
+        if key != "digest" and ours.get(key) != theirs.get(key):
+            return f"{key} is {theirs.get(key)!r} there and {ours.get(key)!r} here; choose another --out"
+    return "digests differ"
+
+
+def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= flatten(item, f"{prefix}{key}.") if isinstance(item, dict) else {f"{prefix}{key}": item}
+    return flat
+
+
+def check_writable(out: Path) -> None:
+    """Raise ValueError unless `out`, or the nearest existing folder above it, is a writable directory."""
+    nearest = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not nearest.is_dir():
+        raise ValueError(f"output {out}: {nearest} is not a directory")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ValueError(f"output {out}: {nearest} is not writable")
+
+
+def prepare(run: PlannedRun) -> None:
+    """Write the spec and the state ``queued``."""
+    write_json(run.paths.spec, run.spec.as_dict())
+    status = read_json(run.paths.status) if run.paths.status.exists() else {}
+    write_json(run.paths.status, status | {"state": "queued", "error": None, "iterations": run.spec.loop.iterations})
+
+
+def method_names() -> str:
+    """All methods and arms, for help texts."""
+    return ", ".join(ARMS)

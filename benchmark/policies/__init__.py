@@ -1,0 +1,162 @@
+"""The pre-trained policy of each task: weights, normalisation statistics and, beside them as JSON, the card.
+
+``TASK.pt`` is a plain dictionary of tensors and strings (`FORMAT` 1): ``task``, ``ema`` (DPPO's parameter names),
+``denoising_steps``, ``normalization`` (four tensors) and ``data_digest``. ``TASK.json`` says how it was made and holds
+the SHA-256 of the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmark.store import read_json
+from benchmark.tasks import Task
+from otpr.diffusion import DiffusionPolicy, SamplerSettings
+
+FORMAT = 1
+FOLDER = Path(__file__).parent
+_RANGE_OFFSET = 1e-6  # DPPO's; keeps dimensions that never change from dividing by zero
+
+
+@dataclass(frozen=True)
+class Normalizer:
+    """Per-dimension ranges of the data, which the policy sees as [-1, 1].
+
+    Attributes:
+        observation_min, observation_max: (O,) float32, in the environment's units.
+        action_min, action_max: (A,) float32, in the environment's units.
+    """
+
+    observation_min: NDArray[np.float32]
+    observation_max: NDArray[np.float32]
+    action_min: NDArray[np.float32]
+    action_max: NDArray[np.float32]
+
+    def normalize_observations(self, observations: NDArray[Any]) -> NDArray[np.float32]:
+        """2 (x - min) / (max - min + 1e-6) - 1 of (..., O); computed in float64, not clipped, returned as float32."""
+        return _normalize(observations, self.observation_min, self.observation_max)
+
+    def normalize_actions(self, actions: NDArray[Any]) -> NDArray[np.float32]:
+        """The same for actions (..., A)."""
+        return _normalize(actions, self.action_min, self.action_max)
+
+    def denormalize_actions(self, actions: NDArray[Any]) -> NDArray[np.float32]:
+        """(a + 1) / 2 (max - min) + min of (..., A) clipped to [-1, 1]: float32 in the environment's units.
+
+        As in DPPO the 1e-6 of `normalize_actions` is left out, so that 1 becomes the maximum itself; the two are
+        inverse to within 1e-6.
+        """
+        low, high = self.action_min.astype(np.float64), self.action_max.astype(np.float64)
+        clipped = np.clip(np.asarray(actions, dtype=np.float64), -1.0, 1.0)
+        return ((clipped + 1.0) / 2.0 * (high - low) + low).astype(np.float32)
+
+
+def _normalize(values: NDArray[Any], low: NDArray[np.float32], high: NDArray[np.float32]) -> NDArray[np.float32]:
+    low64, high64 = low.astype(np.float64), high.astype(np.float64)
+    scaled = 2.0 * (np.asarray(values, dtype=np.float64) - low64) / (high64 - low64 + _RANGE_OFFSET) - 1.0
+    return scaled.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A loaded policy with what identifies it.
+
+    Attributes:
+        policy: on the CPU, in evaluation mode.
+        digest: SHA-256 of the file.
+        data_digest: identifies the data that it was trained on.
+    """
+
+    policy: DiffusionPolicy
+    normalizer: Normalizer
+    digest: str
+    data_digest: str
+
+
+def policy_path(task: Task) -> Path:
+    """Where the policy of a task is looked for; the card lies beside it as ``.json``."""
+    return FOLDER / f"{task.name}.pt"
+
+
+def load_pretrained(task: Task, sampler: SamplerSettings | None = None, path: Path | None = None) -> Pretrained:
+    """Load a task's pre-trained policy.
+
+    Args:
+        sampler: how the policy samples, by default `SamplerSettings()`; its `denoising_steps` must be the trained ones.
+        path: the file, by default the one that comes with the benchmark.
+
+    Raises:
+        ValueError: file or card missing or unreadable, made for another task or other sizes, or not the file that the
+            card describes.
+    """
+    path = policy_path(task) if path is None else path
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        hint = f"make it with: python -m benchmark.pretrain --task {task.name} --out {path}"
+        raise ValueError(f"{path}: no pre-trained policy ({error.strerror}); {hint}") from error
+    digest = hashlib.sha256(content).hexdigest()
+    if read_json(path.with_suffix(".json")).get("sha256") != digest:
+        raise ValueError(f"{path}: not the file that its card describes (SHA-256 {digest[:12]}...)")
+    return unpack(task, content, sampler or SamplerSettings(), str(path))
+
+
+def unpack(task: Task, content: bytes, sampler: SamplerSettings, label: str) -> Pretrained:
+    """Build the policy from a file's bytes; `label` names the file in errors.
+
+    Raises:
+        ValueError: not a policy file of `FORMAT`, or one for another task, other sizes or another noise schedule.
+    """
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{label}: unreadable policy file ({type(error).__name__})") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise ValueError(f"{label}: not a policy file of format {FORMAT}")
+    if state.get("task") != task.name:
+        raise ValueError(f"{label}: is a policy of task {state.get('task')!r}, not of {task.name!r}")
+    if state.get("denoising_steps") != sampler.denoising_steps:
+        trained = state.get("denoising_steps")
+        raise ValueError(f"{label}: trained with {trained} denoising steps, asked for {sampler.denoising_steps}")
+    policy = DiffusionPolicy(task.build_network(torch.Generator()), sampler)
+    _load_weights(policy, state.get("ema"), label)
+    normalizer = _read_normalizer(task, state.get("normalization"), label)
+    data_digest = state.get("data_digest")
+    if not isinstance(data_digest, str):
+        raise ValueError(f"{label}: holds no data digest")
+    return Pretrained(policy.eval(), normalizer, hashlib.sha256(content).hexdigest(), data_digest)
+
+
+def _load_weights(policy: DiffusionPolicy, weights: Any, label: str) -> None:
+    expected = policy.state_dict()
+    if not isinstance(weights, dict) or weights.keys() != expected.keys():
+        raise ValueError(f"{label}: its weights are not those of this task's network")
+    for name, target in expected.items():
+        _check_tensor(f"{label}: weight {name}", weights[name], tuple(target.shape))
+    policy.load_state_dict(weights)
+
+
+def _read_normalizer(task: Task, statistics: Any, label: str) -> Normalizer:
+    sizes = {"observation_min": task.observation_dim, "observation_max": task.observation_dim,
+             "action_min": task.action_dim, "action_max": task.action_dim}  # fmt: skip
+    if not isinstance(statistics, dict) or statistics.keys() != sizes.keys():
+        raise ValueError(f"{label}: its normalisation must hold {', '.join(sizes)}")
+    for name, size in sizes.items():
+        _check_tensor(f"{label}: {name}", statistics[name], (size,))
+    return Normalizer(**{name: statistics[name].numpy() for name in sizes})
+
+
+def _check_tensor(label: str, value: Any, shape: tuple[int, ...]) -> None:
+    if not isinstance(value, torch.Tensor) or value.dtype != torch.float32 or tuple(value.shape) != shape:
+        found = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+        raise ValueError(f"{label} must be torch.float32 {shape}, got {found}")
+    if not torch.isfinite(value).all():
+        raise ValueError(f"{label} holds a value that is not finite")

@@ -1,0 +1,293 @@
+"""Pre-train a task's diffusion policy by behaviour cloning, as DPPO does (Ren et al. 2024, appendix).
+
+    python -m benchmark.pretrain --task toy --out toy.pt
+
+Every window of `action_horizon` actions inside an episode is a sample, conditioned on the observation before its first
+action; the loss is the squared error of the predicted noise (Ho et al. 2020, eq. 14). What is saved is the exponential
+moving average of the weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import tyro
+from numpy.typing import NDArray
+from torch import Tensor
+
+from benchmark.data.d4rl import Dataset, Episodes, read_dataset
+from benchmark.data.make import load_dataset
+from benchmark.data.registry import cache_dir, get_dataset
+from benchmark.envs import make_env
+from benchmark.policies import FORMAT, Normalizer, Pretrained, load_pretrained, policy_path, unpack
+from benchmark.provenance import version
+from benchmark.seeding import BASE_SEED, Streams
+from benchmark.store import read_json, write_bytes, write_json
+from benchmark.tasks import PretrainSettings, Task, get_task
+from otpr.diffusion import DiffusionPolicy, SamplerSettings
+from otpr.networks import polyak_update
+
+EVALUATION_EPISODES = 100
+SAMPLERS = {"ddpm-20": SamplerSettings(), "ddim-5": SamplerSettings(kind="ddim")}
+_REPORTS = 20  # loss reports per training
+
+Progress = Callable[[int, float], None]  # called with the gradient step and the mean loss since the last call
+
+
+def fit_normalizer(episodes: Episodes) -> Normalizer:
+    """The per-dimension ranges of observations and actions."""
+    return Normalizer(
+        observation_min=episodes.observations.min(axis=0),
+        observation_max=episodes.observations.max(axis=0),
+        action_min=episodes.actions.min(axis=0),
+        action_max=episodes.actions.max(axis=0),
+    )
+
+
+class Windows:
+    """All windows of one length inside the episodes, normalised, as batches."""
+
+    def __init__(self, episodes: Episodes, normalizer: Normalizer, size: int) -> None:
+        self.starts = torch.from_numpy(episodes.window_starts(size))  # (W,)
+        self.offsets = torch.arange(size)
+        self.observations = torch.from_numpy(normalizer.normalize_observations(episodes.observations))
+        self.actions = torch.from_numpy(normalizer.normalize_actions(episodes.actions))
+
+    def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """`size` windows drawn uniformly with replacement: actions (size, H, A), observations (size, O)."""
+        rows = self.starts[torch.randint(len(self.starts), (size,), generator=generator)]
+        return self.actions[rows[:, None] + self.offsets], self.observations[rows]
+
+
+def cosine_rate(settings: PretrainSettings, step: int) -> float:
+    """Learning rate of gradient step `step` in [0, gradient_steps)."""
+    fall = 0.5 * (1.0 + math.cos(math.pi * step / settings.gradient_steps))
+    return settings.final_learning_rate + (settings.learning_rate - settings.final_learning_rate) * fall
+
+
+def pretrain(
+    task: Task,
+    episodes: Episodes,
+    data_digest: str,
+    generator: torch.Generator,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Train a policy; the same arguments on the same machine give the same bits.
+
+    Args:
+        episodes: the data, of the task's dimensions.
+        data_digest: what identifies it.
+        generator: draws the initial weights, then every batch and its noise.
+        progress: called about 20 times.
+
+    Returns:
+        The contents of a policy file; see `benchmark.policies`.
+
+    Raises:
+        ValueError: no episode is as long as a chunk.
+    """
+    settings, normalizer = task.pretraining, fit_normalizer(episodes)
+    windows = Windows(episodes, normalizer, task.action_horizon)
+    policy = DiffusionPolicy(task.build_network(generator))
+    average = policy.clone().requires_grad_(False)
+    optimiser = torch.optim.AdamW(
+        policy.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+    )
+    report_every, total = max(1, settings.gradient_steps // _REPORTS), 0.0
+    for step in range(settings.gradient_steps):
+        optimiser.param_groups[0]["lr"] = cosine_rate(settings, step)
+        loss = policy.bc_losses(*windows.batch(settings.batch_size, generator), generator).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        if (step + 1) % settings.ema_every == 0 or step + 1 == settings.gradient_steps:
+            polyak_update(average, policy, 1.0 if step < settings.ema_start else 1.0 - settings.ema_decay)
+        total += loss.item()
+        if (step + 1) % report_every == 0 and progress is not None:
+            progress(step + 1, total / report_every)
+            total = 0.0
+    return {
+        "format": FORMAT,
+        "task": task.name,
+        "denoising_steps": policy.denoising_steps,
+        "ema": {name: value.clone() for name, value in average.state_dict().items()},
+        "normalization": {
+            field.name: torch.from_numpy(getattr(normalizer, field.name)) for field in dataclasses.fields(normalizer)
+        },
+        "data_digest": data_digest,
+    }
+
+
+def evaluate_start(
+    task: Task, policy: DiffusionPolicy, normalizer: Normalizer, episodes: int, sampler: SamplerSettings
+) -> NDArray[np.float64]:
+    """Undiscounted returns (episodes,) of whole, seeded episodes in evaluation mode, all stepped side by side."""
+    streams = Streams(BASE_SEED, task.name, 0)
+    generator = streams.torch("start-actions")
+    actor = DiffusionPolicy(policy.network, sampler)
+    env = make_env(task.environment, episodes, task.action_horizon)
+    live = np.arange(episodes)
+    observations = env.reset(live, streams.episodes("start-resets", live, np.zeros_like(live)))
+    returns = np.zeros(episodes)
+    with torch.no_grad():
+        while live.size:
+            inputs = torch.from_numpy(normalizer.normalize_observations(observations))
+            chunks = actor.sample(inputs, explore=False, generator=generator).numpy()
+            outcome = env.step(live, normalizer.denormalize_actions(chunks))
+            returns[live] += outcome.rewards.sum(axis=1)
+            running = ~(outcome.terminated | outcome.truncated)
+            live, observations = live[running], outcome.observations[running]
+    env.close()
+    return returns
+
+
+def training_key(task: Task, data_digest: str, seed: int) -> str:
+    """SHA-256 of all that decides the weights: the data, the sizes, the settings and the seed."""
+    parts = {
+        "format": FORMAT, "task": task.name, "data_digest": data_digest, "seed": seed,
+        "action_horizon": task.action_horizon, "network": dataclasses.asdict(task.network),
+        "pretraining": dataclasses.asdict(task.pretraining),
+        "denoising_steps": SamplerSettings().denoising_steps,
+    }  # fmt: skip
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def make_policy(task: Task, dataset: Dataset, seed: int, progress: Progress | None = None) -> tuple[Path, bool]:
+    """The cached policy file for this data and seed, trained and evaluated first where there is none.
+
+    Returns:
+        The file, whose card lies beside it, and whether it was there already.
+
+    Raises:
+        ValueError: data that does not fit the task, or a damaged file in the cache.
+        OSError: the cache cannot be written.
+    """
+    key = training_key(task, dataset.digest, seed)
+    path = cache_dir() / "policies" / f"{task.name}-{key[:16]}.pt"
+    if path.exists() and path.with_suffix(".json").exists():
+        load_pretrained(task, path=path)
+        return path, True
+    losses: list[float] = []
+
+    def record(step: int, loss: float) -> None:
+        losses.append(loss)
+        if progress is not None:
+            progress(step, loss)
+
+    started = time.perf_counter()
+    generator = Streams(BASE_SEED, task.name, seed).torch("pretraining")
+    state = pretrain(task, dataset.episodes, dataset.digest, generator, record)
+    seconds = time.perf_counter() - started
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    pretrained = unpack(task, buffer.getvalue(), SamplerSettings(), str(path))
+    card = make_card(task, dataset, seed, pretrained)
+    card |= {"key": key, "seconds": round(seconds, 1), "loss": [round(loss, 5) for loss in losses]}
+    write_bytes(path, buffer.getvalue())
+    write_json(path.with_suffix(".json"), card)
+    return path, False
+
+
+def make_card(task: Task, dataset: Dataset, seed: int, pretrained: Pretrained) -> dict[str, Any]:
+    """What is to be known about a policy file, with its returns under each sampler of `SAMPLERS`."""
+    start = {}
+    for name, sampler in SAMPLERS.items():
+        returns = evaluate_start(task, pretrained.policy, pretrained.normalizer, EVALUATION_EPISODES, sampler)
+        start[name] = {"episodes": len(returns), **_statistics(returns)}
+    lengths, windows = dataset.episodes.lengths, dataset.episodes.window_starts(task.action_horizon)
+    return {
+        "task": task.name,
+        "command": f"python -m benchmark.pretrain --task {task.name} --seed {seed}",
+        "seed": seed,
+        "base_seed": BASE_SEED,
+        "network": dataclasses.asdict(task.network),
+        "settings": dataclasses.asdict(task.pretraining),
+        "data_digest": dataset.digest,
+        "data": {
+            "episodes": len(lengths), "steps": int(lengths.sum()), "windows": len(windows),
+            "return": _statistics(dataset.episodes.returns), "attributes": dataset.attributes,
+        },
+        "start_return": start,
+        "sha256": pretrained.digest,
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy")}},
+    }  # fmt: skip
+
+
+def _statistics(values: NDArray[np.float64]) -> dict[str, float]:
+    summary = {"mean": values.mean(), "std": values.std(), "min": values.min(), "max": values.max()}
+    return {name: round(float(value), 3) for name, value in summary.items()}
+
+
+def run(task_name: str, data: Path | None, out: Path | None, seed: int) -> None:
+    """Make a policy, install it at `out` where given, and print what it is.
+
+    Raises:
+        ValueError: unknown task, bad data, or a damaged file.
+        OSError: a file cannot be written.
+    """
+    task = get_task(task_name)
+    if data is None:
+        dataset = load_dataset(get_dataset(task.name))
+    else:
+        dataset = read_dataset(data, task.observation_dim, task.action_dim)
+    total = task.pretraining.gradient_steps
+    path, cached = make_policy(task, dataset, seed, lambda step, loss: print(f"step {step}/{total}  loss {loss:.4f}"))
+    card = read_json(path.with_suffix(".json"))
+    shipped = policy_path(task).with_suffix(".json")
+    same = shipped.exists() and read_json(shipped).get("sha256") == card["sha256"]
+    if out is not None:
+        write_bytes(out, path.read_bytes())
+        write_json(out.with_suffix(".json"), card)
+    print(f"{out or path}: {'from the cache, ' if cached else ''}trained in {card['seconds']:.0f} s")
+    for name, values in card["start_return"].items():
+        print(f"  start return, {name}: {values['mean']:.2f} +- {values['std']:.2f} ({values['episodes']} episodes)")
+    print(f"  {'the same bits as' if same else 'not the bits of'} the policy that comes with the benchmark")
+
+
+def main(
+    task: str,
+    data: Path | None = None,
+    out: Path | None = None,
+    seed: int = 0,
+    threads: Annotated[int, tyro.conf.arg(help="CPU threads; they may change the last bits of the weights")] = 1,
+) -> int:
+    """Make a task's pre-trained policy again.
+
+    The result is kept in the cache, and asking for the same again returns at once.
+
+    Examples:
+      python -m benchmark.pretrain --task toy
+      python -m benchmark.pretrain --task hopper-local --out policy.pt
+
+    Args:
+        task: name of the task.
+        data: demonstrations in D4RL's HDF5 layout; by default the task's own, generated where missing.
+        out: where to write the policy as well, with its card beside it as .json.
+        seed: index of the training.
+    """
+    try:
+        if threads < 1:
+            raise ValueError(f"--threads must be at least 1, got {threads}")
+        torch.set_num_threads(threads)
+        run(task, data, out, seed)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(tyro.cli(main))

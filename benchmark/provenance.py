@@ -1,0 +1,65 @@
+"""Where a run came from: code, versions, machine, command."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("torch", "numpy", "mujoco", "gymnasium", "numba", "scipy", "pot", "rliable", "pandas")
+
+
+def collect_provenance() -> dict[str, Any]:
+    """Git commit and dirty-diff digest, package versions, CPU and GPU, command line, SLURM job; plain JSON values."""
+    return {
+        "git": git_state(Path(__file__).parent),
+        "packages": {name: version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "slurm": {key: value for key, value in os.environ.items() if key.startswith("SLURM_JOB") and "PATH" not in key},
+    }
+
+
+def version(package: str) -> str | None:
+    """Installed version, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def cpu_model() -> str:
+    """The processor's name as the kernel gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def git_state(folder: Path) -> dict[str, str | None]:
+    """Commit and, where files differ from it, the SHA-256 of the difference; None outside a checkout."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            result = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return result.stdout
+
+    commit, difference = git("rev-parse", "HEAD"), git("diff", "HEAD")
+    return {
+        "commit": commit.strip() if commit else None,
+        "dirty": hashlib.sha256(difference.encode()).hexdigest() if difference else None,
+    }

@@ -1,0 +1,167 @@
+"""Run what is missing of a suite, then write its report.
+
+    python -m benchmark.run --suite quick
+    python -m benchmark.run --suite quick --methods dppo otpr --seeds 5 --out results/mine
+    python -m benchmark.run --suite quick --set dppo.clip_coef=0.02 --out results/wide-clip
+    python -m benchmark.run --suite quick --dry-run
+    python -m benchmark.run --from-spec results/quick/hopper-local/dppo/seed-0/spec.json --out results/again
+
+Exit status 0: everything asked for is done; 1: some run is not; 2: bad input, nothing started.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from benchmark.launch.local import run_inline, run_pool
+from benchmark.plan import (
+    PlannedRun,
+    make_specs,
+    parse_overrides,
+    plan_runs,
+    prepare,
+    resolve_device,
+    restrict,
+)
+from benchmark.report import write_report
+from benchmark.spec import RunSpec
+from benchmark.status import ProgressPrinter
+from benchmark.store import read_json
+from benchmark.suites import load_suite
+from benchmark.tasks import get_task
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Command line of `benchmark.run`."""
+
+    suite: str | None = None
+    """Name of the suite: smoke, quick, hopper-check, ..."""
+    methods: tuple[str, ...] = ()
+    """Only these methods or arms (default: the suite's)."""
+    tasks: tuple[str, ...] = ()
+    """Only these tasks (default: the suite's)."""
+    seeds: str | None = None
+    """N for seeds 0 to N-1, or A-B; 1000 and up are for tuning."""
+    out: Path | None = None
+    """Output directory (default: results/SUITE)."""
+    launcher: Literal["auto", "local", "inline"] = "auto"
+    """auto and local: a bounded pool of processes; inline: one run after the other in this process."""
+    max_parallel: int | None = None
+    """Processes at once (default: cores divided by the threads of a run)."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """METHOD.FIELD=VALUE, repeatable."""
+    retry_failed: bool = False
+    """Also run again what failed or diverged."""
+    from_spec: Path | None = None
+    """Repeat the one run that this spec.json describes."""
+    dry_run: bool = False
+    """Print the plan and start nothing."""
+
+
+def main(arguments: Arguments) -> int:
+    """Plan, run, report.
+
+    Returns:
+        The exit status.
+    """
+    try:
+        runs, out = plan(arguments)
+        parallel = pool_size(arguments, runs)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    again = ("failed", "diverged") if arguments.retry_failed else ()
+    pending = [run for run in runs if run.state not in ({"done", "failed", "diverged"} - set(again))]
+    print(describe(runs, pending, out))
+    if arguments.dry_run:
+        return 0
+    try:
+        for run in pending:
+            prepare(run)
+    except OSError as error:
+        print(f"error: {out}: {error.strerror}", file=sys.stderr)
+        return 2
+    progress = ProgressPrinter([run.paths for run in runs])
+    roots = [run.paths.root for run in pending]
+    try:
+        if arguments.launcher == "inline":
+            run_inline(roots, progress.update)
+        else:
+            run_pool(roots, parallel, progress.update)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the checkpoints", file=sys.stderr)
+        return 1
+    return finish(runs, out)
+
+
+def plan(arguments: Arguments) -> tuple[list[PlannedRun], Path]:
+    """The runs asked for and the output directory.
+
+    Raises:
+        ValueError: bad input.
+    """
+    if (arguments.suite is None) == (arguments.from_spec is None):
+        raise ValueError("give either --suite NAME or --from-spec FILE")
+    if arguments.from_spec is not None:
+        if arguments.out is None:
+            raise ValueError("--from-spec needs --out DIR")
+        return plan_runs([RunSpec.from_dict(read_json(arguments.from_spec))], arguments.out), arguments.out
+    overrides, device = parse_overrides(arguments.set), resolve_device(arguments.device)
+    suite = restrict(load_suite(arguments.suite or ""), arguments.methods, arguments.tasks, arguments.seeds)
+    out = arguments.out or Path("results") / suite.name
+    return plan_runs(make_specs(suite, overrides, device), out), out
+
+
+def pool_size(arguments: Arguments, runs: list[PlannedRun]) -> int:
+    """Processes at once.
+
+    Raises:
+        ValueError: fewer than one asked for.
+    """
+    if arguments.max_parallel is None:
+        return max((os.cpu_count() or 1) // max(run.spec.threads for run in runs), 1)
+    if arguments.max_parallel < 1:
+        raise ValueError(f"--max-parallel must be at least 1, got {arguments.max_parallel}")
+    return arguments.max_parallel
+
+
+def describe(runs: list[PlannedRun], pending: list[PlannedRun], out: Path) -> str:
+    """The plan in a few lines: one per task and method."""
+    lines = [f"{len(runs)} runs in {out}, {len(pending)} to do"]
+    groups: dict[tuple[str, str], list[PlannedRun]] = {}
+    for run in runs:
+        groups.setdefault((run.spec.task, run.spec.method), []).append(run)
+    for (task, method), members in groups.items():
+        loop = members[0].spec.loop
+        seeds = ", ".join(str(run.spec.seed) for run in members)
+        steps = loop.iterations * loop.n_envs * loop.n_steps * get_task(task).action_horizon
+        lines.append(f"  {task:20} {method:12} seeds {seeds}; {loop.iterations} iterations, {steps:,} steps a run")
+    return "\n".join(lines)
+
+
+def finish(runs: list[PlannedRun], out: Path) -> int:
+    """Write the report and say what is not done."""
+    try:
+        print(f"report: {write_report(out)}")
+    except (ValueError, OSError) as error:
+        print(f"no report: {error}", file=sys.stderr)
+    unfinished = 0
+    for run in runs:
+        status = read_json(run.paths.status)
+        if status["state"] != "done":
+            unfinished += 1
+            print(f"{run.paths.root}: {status['state']}: {status.get('error')}", file=sys.stderr)
+    return 1 if unfinished else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Arguments, description=__doc__, prog="python -m benchmark.run")))

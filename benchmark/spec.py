@@ -1,0 +1,119 @@
+"""What a run is: everything that decides its bytes, and the digest of that."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from benchmark.methods import build_settings, get_arm, resolve_settings
+from benchmark.policies import load_pretrained
+from benchmark.seeding import BASE_SEED
+from benchmark.tasks import LoopSettings, get_task
+from otpr.diffusion import SamplerSettings
+from otpr.method import TaskShape
+
+FORMAT = 1  # of spec.json
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One run. Written as ``spec.json``; two runs with equal digests give equal curves on one type of machine."""
+
+    task: str
+    method: str  # method or arm
+    seed: int  # index of the replication; 1000 and up are for tuning
+    protocol: str  # which settings tables: "published" or "embedded"
+    loop: LoopSettings
+    sampler: SamplerSettings
+    settings: dict[str, Any]  # every resolved field of the method's settings
+    policy_digest: str  # of the pre-trained policy's file
+    data_digest: str  # of the data that it was trained on
+    threads: int = 1
+    device: str = "cpu"
+    base_seed: int = BASE_SEED
+
+    def method_settings(self) -> Any:
+        """The method's settings dataclass.
+
+        Raises:
+            ValueError: the method is unknown, or does not accept these settings.
+        """
+        return build_settings(self.method, get_arm(self.method).load().Settings, {}, self.settings)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON object, with format and digest."""
+        content = {"format": FORMAT, **dataclasses.asdict(self)}
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return {**json.loads(canonical), "digest": hashlib.sha256(canonical.encode()).hexdigest()}
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON."""
+        return self.as_dict()["digest"]
+
+    @staticmethod
+    def from_dict(value: dict[str, Any]) -> RunSpec:
+        """Read what `as_dict` made.
+
+        Raises:
+            ValueError: another format, missing or unknown fields, or a digest that does not fit.
+        """
+        fields = {key: item for key, item in value.items() if key not in ("format", "digest")}
+        try:
+            fields["loop"] = LoopSettings(**fields["loop"])
+            fields["sampler"] = SamplerSettings(**fields["sampler"])
+            spec = RunSpec(**fields)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a run's specification ({error})") from error
+        if value.get("format") != FORMAT or value.get("digest") != spec.digest:
+            raise ValueError(f"specification of format {value.get('format')} whose digest does not fit its content")
+        return spec
+
+
+def make_spec(
+    task_name: str,
+    method: str,
+    seed: int,
+    protocol: str,
+    loop_values: dict[str, int],
+    sampler_values: dict[str, Any],
+    overrides: dict[str, Any],
+    threads: int,
+    device: str,
+) -> RunSpec:
+    """Resolve all settings of one run.
+
+    Args:
+        loop_values, sampler_values: what a suite changes of the task's loop sizes and of the sampler.
+        overrides: what the user changes of the method's settings.
+
+    Raises:
+        ValueError: an unknown name or a bad value, settings that do not fit the task or the sampler, or a
+            pre-trained policy that is missing or damaged.
+    """
+    task = get_task(task_name)
+    settings = dataclasses.asdict(resolve_settings(method, task.family, protocol, overrides))
+    loop = dataclasses.replace(task.loop(protocol), **loop_values)
+    sampler = SamplerSettings(**sampler_values)
+    pretrained = load_pretrained(task, sampler)
+    spec = RunSpec(
+        task=task_name,
+        method=method,
+        seed=seed,
+        protocol=protocol,
+        loop=loop,
+        sampler=sampler,
+        settings=settings,
+        policy_digest=pretrained.digest,
+        data_digest=pretrained.data_digest,
+        threads=threads,
+        device=device,
+    )
+    shape = TaskShape(task.observation_dim, task.action_dim, task.action_horizon, loop.n_envs, loop.n_steps)
+    get_arm(method).build(spec.method_settings(), pretrained.policy, shape, torch.Generator())
+    return spec

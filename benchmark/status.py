@@ -1,0 +1,130 @@
+"""Where the runs of a directory stand.
+
+    python -m benchmark.status --out results/quick
+    python -m benchmark.status --out results/quick --watch
+    python -m benchmark.status --out results/quick --json
+
+Exit status 0: every run is done; 1: some run is not; 2: no runs there.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from benchmark.store import RunPaths, read_json
+
+STYLES = {"done": "green", "running": "cyan", "failed": "red", "diverged": "magenta", "cancelled": "yellow"}
+WATCH_SECONDS = 2.0
+
+
+def find_runs(out: Path) -> list[RunPaths]:
+    """All runs below a directory, sorted."""
+    return [RunPaths(path.parent) for path in sorted(out.glob("*/*/seed-*/spec.json"))]
+
+
+def read_status(paths: RunPaths) -> dict[str, Any]:
+    """Task, method, seed and the contents of `status.json`; a damaged file shows as state ``unknown``."""
+    task, method, seed = paths.root.parts[-3:]
+    place = {"task": task, "method": method, "seed": int(seed.removeprefix("seed-"))}
+    try:
+        return place | read_json(paths.status)
+    except ValueError as error:
+        return place | {"state": "unknown" if paths.status.exists() else "queued", "error": str(error)}
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as h:mm:ss, or nothing."""
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+def status_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """One line a run."""
+    table = Table("task", "method", "seed", "state", "progress", "steps", "score", "ETA", "error", box=None)
+    for row in rows:
+        score = row.get("score")
+        table.add_row(
+            row["task"],
+            row["method"],
+            str(row["seed"]),
+            f"[{STYLES.get(row['state'], 'default')}]{row['state']}[/]",
+            f"{row.get('iteration', 0)}/{row.get('iterations', '?')}",
+            f"{row.get('env_steps') or 0:,}",
+            "" if score is None else f"{score:.3f}",
+            duration(row.get("eta_seconds")) if row["state"] == "running" else "",
+            (row.get("error") or "")[:80],
+        )
+    return table
+
+
+class ProgressPrinter:
+    """Follows a set of runs: a live table on a terminal, else a line per change of state."""
+
+    def __init__(self, runs: Sequence[RunPaths]) -> None:
+        self.runs, self.console = runs, Console()
+        self.states: dict[Path, str] = {}
+        self.shown = 0.0
+
+    def update(self) -> None:
+        """Print what changed since the last call."""
+        if time.monotonic() - self.shown < 1.0:
+            return
+        self.shown = time.monotonic()
+        for paths in self.runs:
+            row = read_status(paths)
+            if self.states.get(paths.root, "queued") != row["state"]:
+                done = sum(state == "done" for state in self.states.values()) + (row["state"] == "done")
+                score = "" if row.get("score") is None else f" score {row['score']:.3f}"
+                error = f" ({row['error']})" if row.get("error") else ""
+                name = f"{row['task']} {row['method']} seed {row['seed']}"
+                self.console.print(f"[{done}/{len(self.runs)} done] {name}: {row['state']}{score}{error}")
+            self.states[paths.root] = row["state"]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Command line of `benchmark.status`."""
+
+    out: Path
+    """Directory of the runs."""
+    watch: bool = False
+    """Refresh until every run has ended."""
+    json: bool = False
+    """Print a JSON list instead of a table."""
+
+
+def main(arguments: Arguments) -> int:
+    """Print the status; returns the exit status."""
+    runs = find_runs(arguments.out)
+    if not runs:
+        print(f"error: no runs in {arguments.out}", file=sys.stderr)
+        return 2
+    rows = [read_status(paths) for paths in runs]
+    if arguments.watch:
+        with Live(status_table(rows), refresh_per_second=1) as live:
+            while any(row["state"] in ("running", "queued") for row in rows):
+                time.sleep(WATCH_SECONDS)
+                rows = [read_status(paths) for paths in runs]
+                live.update(status_table(rows))
+    elif arguments.json:
+        print(json.dumps(rows, indent=2))
+    else:
+        Console(width=None if sys.stdout.isatty() else 160).print(status_table(rows))
+    return 0 if all(row["state"] == "done" for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Arguments, description=__doc__, prog="python -m benchmark.status")))

@@ -1,0 +1,149 @@
+"""Files of a run: one object names them all; every write goes to a temporary name and is renamed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+CURVE_COLUMNS = (
+    "iteration",
+    "env_steps",
+    "gradient_steps",
+    "wall_seconds",
+    "episodes",
+    "return_mean",
+    "return_std",
+    "success_rate",
+    "score",
+)
+STATES = ("queued", "running", "done", "failed", "diverged", "timed-out", "cancelled")
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """The directory of one run and the files in it."""
+
+    root: Path
+
+    @property
+    def spec(self) -> Path:
+        """Everything that decides the run."""
+        return self.root / "spec.json"
+
+    @property
+    def curve(self) -> Path:
+        """One row per evaluation."""
+        return self.root / "curve.csv"
+
+    @property
+    def metrics(self) -> Path:
+        """One row per iteration."""
+        return self.root / "metrics.csv"
+
+    @property
+    def status(self) -> Path:
+        """State, attempt, heartbeat, error."""
+        return self.root / "status.json"
+
+    @property
+    def provenance(self) -> Path:
+        """Code, versions, machine, command."""
+        return self.root / "provenance.json"
+
+    @property
+    def checkpoint(self) -> Path:
+        """What a resume needs."""
+        return self.root / "checkpoint.pt"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that executes the run."""
+        return self.root / "run.lock"
+
+    @property
+    def log(self) -> Path:
+        """Output of the process that executes the run."""
+        return self.root / "run.log"
+
+
+def run_paths(out: Path, task: str, method: str, seed: int) -> RunPaths:
+    """The run's place below the output directory: TASK/METHOD/seed-K."""
+    return RunPaths(out / task / method / f"seed-{seed}")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write through a temporary file of this process in the same directory, flushed to disk, then renamed.
+
+    Raises:
+        OSError: as the file system says; the old content is then untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write an object as indented JSON."""
+    write_bytes(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        ValueError: missing file, or no JSON object in it.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: unreadable ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: not a JSON object")
+    return value
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Iterable[str] = ()) -> None:
+    """Write rows as CSV: `columns` first, then whatever else the rows hold, in order of appearance; gaps stay empty."""
+    header = dict.fromkeys(columns)
+    for row in rows:
+        header |= dict.fromkeys(row)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(header), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_bytes(path, text.getvalue().encode())
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Save a state of tensors and plain values, atomically."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_bytes(path, buffer.getvalue())
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Load a state without unpickling objects.
+
+    Raises:
+        ValueError: truncated, or not a checkpoint.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path}: unreadable checkpoint ({type(error).__name__}); delete it to start over") from error

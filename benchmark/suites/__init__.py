@@ -1,0 +1,64 @@
+"""Suites: named sets of runs, one TOML file each beside this module."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What a suite runs: every method on every task with every seed, under one protocol."""
+
+    name: str
+    description: str
+    protocol: str  # which settings tables: "published" or "embedded"
+    tasks: tuple[str, ...]
+    methods: tuple[str, ...]
+    seeds: str  # "N" for 0..N-1, or "A-B"
+    threads: int = 1  # of every run; part of its spec
+    loop: dict[str, int] = field(default_factory=dict)  # what differs from the task's loop sizes
+    sampler: dict[str, Any] = field(default_factory=dict)  # what differs from the default sampler
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)  # per method, what differs from its tables
+
+
+def suite_names() -> list[str]:
+    """The names of all suites."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def load_suite(name: str) -> Suite:
+    """The suite called `name`.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name not in suite_names():
+        raise ValueError(f"unknown suite {name!r}; valid: {', '.join(suite_names())}")
+    values = tomllib.loads((FOLDER / f"{name}.toml").read_text())
+    return Suite(name=name, **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seed indices of ``"N"`` (0 to N-1) or ``"A-B"`` (A to B).
+
+    Raises:
+        ValueError: neither, or an empty or negative range.
+    """
+    first, separator, last = text.partition("-")
+    try:
+        seeds = list(range(int(first), int(last) + 1) if separator else range(int(first)))
+    except ValueError:
+        seeds = []
+    if not seeds:
+        raise ValueError(f"seeds must be N (at least 1) or A-B with A <= B, got {text!r}")
+    return seeds

@@ -1,0 +1,188 @@
+"""What the off-policy methods share: replay, update loop, warm-up, candidate sampling, resume."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from otpr.checks import check_choice, check_range
+from otpr.critic import Metrics, adamw, descend
+from otpr.diffusion import DiffusionPolicy
+from otpr.method import ActionChunk, Rollout, TaskShape
+from otpr.replay import TIME_LIMITS, Batch, Replay, TimeLimit
+
+
+@dataclass(frozen=True)
+class OffPolicySettings:
+    """Settings that every off-policy method has; the defaults are DPPO's for its baselines on gym tasks."""
+
+    discount: float = 0.99  # gamma, per chunk
+    replay_ratio: float = 128.0  # times that a collected chunk is drawn for training, on average
+    batch_size: int = 1000  # chunks per gradient step
+    replay_capacity: int = 1_000_000  # chunks
+    actor_learning_rate: float = 1e-4
+    critic_learning_rate: float = 1e-3
+    reward_scale: float = 0.01  # factor on the summed reward of a chunk
+    critic_warmup_iterations: int = 4  # first training iterations, in which the actor stays
+    critic_hidden_dims: tuple[int, ...] = (256, 256, 256)  # of Q and V, Mish
+    q_residual: bool = False  # released configs ask for residual Q networks, a misspelled flag makes them plain
+    time_limit: TimeLimit = "bootstrap"  # released code takes time limits of gym and kitchen tasks as terminal
+
+    # DPPO's n_critic_warmup_itr of 5 counts the evaluation at its iteration 0, hence 4 training iterations here.
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: a value outside its range.
+        """
+        positive = ("replay_ratio", "batch_size", "replay_capacity", "actor_learning_rate", "critic_learning_rate")
+        check_range(self, (*positive, "reward_scale"), 0, float("inf"), open_ends=True)
+        check_range(self, ("discount",), 0, 1)
+        check_range(self, ("critic_warmup_iterations",), 0, float("inf"))
+        if not self.critic_hidden_dims or min(self.critic_hidden_dims) < 1:
+            raise ValueError(f"critic_hidden_dims must be positive widths, got {self.critic_hidden_dims}")
+        check_choice(self, "time_limit", TIME_LIMITS)
+
+
+# Short budgets of the tasks on embedded data: one table, so that all off-policy methods take the same gradient steps.
+SHORT_BUDGETS: dict[str, dict[str, Any]] = {
+    "hopper": {
+        "batch_size": 256,
+        "replay_ratio": 16.0,
+        "critic_warmup_iterations": 2,
+        "replay_capacity": 200_000,
+    },
+    "toy": {
+        "batch_size": 128,
+        "replay_ratio": 2.0,
+        "critic_warmup_iterations": 1,
+        "critic_learning_rate": 3e-3,
+        "critic_hidden_dims": (64, 64, 64),
+        "discount": 0.95,
+        "reward_scale": 1.0,
+        "replay_capacity": 50_000,
+    },
+}
+
+
+def sample_candidates(
+    policy: DiffusionPolicy, observations: Tensor, candidates: int, explore: bool, generator: torch.Generator
+) -> Tensor:
+    """`candidates` chunks for each of (N, O) observations in one batched call, (N, S, H, A)."""
+    repeated = observations.repeat_interleave(candidates, 0)  # (N * S, O)
+    return policy.sample(repeated, explore, generator).unflatten(0, (len(observations), candidates))
+
+
+def pick(candidates: Tensor, index: Tensor) -> Tensor:
+    """Of candidates (N, S, H, A) the one at index (N,) in each row, (N, H, A)."""
+    return candidates[torch.arange(len(index), device=index.device), index]
+
+
+def average(history: list[Metrics]) -> dict[str, float]:
+    """Mean of each metric over the steps that have it; one transfer to the host per metric."""
+    columns: dict[str, list[Tensor]] = {}
+    for metrics in history:
+        for name, value in metrics.items():
+            columns.setdefault(name, []).append(value)
+    return {name: torch.stack(values).mean().item() for name, values in columns.items()}
+
+
+class OffPolicy(ABC):
+    """A method that learns from replay: each `update` stores the rollout, then takes its share of gradient steps.
+
+    A subclass builds its critic and defines `act`, `critic_step` and `actor_loss`. It may override `learn`, for example
+    to fit something between critic and actor steps, from `minibatches`. `stateful` names the members that a resume
+    needs.
+    """
+
+    stateful: ClassVar[tuple[str, ...]] = ("actor", "actor_optimizer", "replay", "critic")
+    critic: Any
+
+    def __init__(
+        self, settings: OffPolicySettings, policy: DiffusionPolicy, shape: TaskShape, generator: torch.Generator
+    ) -> None:
+        """Copy the policy and allocate the replay.
+
+        Raises:
+            ValueError: the policy's chunks are not those that the task executes (a replayed chunk must be whole).
+        """
+        if policy.action_horizon != shape.action_horizon:
+            raise ValueError(
+                f"the policy's action_horizon must be the task's {shape.action_horizon}, got {policy.action_horizon}"
+            )
+        self.base_settings, self.shape, self.generator = settings, shape, generator
+        self.gradient_steps = self.iteration = 0
+        self.actor = policy.clone()
+        self.actor_optimizer = adamw(self.actor, settings.actor_learning_rate)
+        chunk_shape = (shape.action_horizon, shape.action_dim)
+        self.replay = Replay(settings.replay_capacity, shape.observation_dim, chunk_shape, generator.device)
+
+    @property
+    def steps_per_iteration(self) -> int:
+        """Gradient steps per iteration, n_steps n_envs replay_ratio / batch_size, at least 1."""
+        settings = self.base_settings
+        return max(1, int(self.shape.n_steps * self.shape.n_envs * settings.replay_ratio / settings.batch_size))
+
+    @property
+    def trains_actor(self) -> bool:
+        """Whether the critic's warm-up is over."""
+        return self.iteration >= self.base_settings.critic_warmup_iterations
+
+    @abstractmethod
+    def act(self, observations: Tensor, explore: bool, generator: torch.Generator) -> ActionChunk:
+        """Choose chunks for `observations` (N, O)."""
+
+    @abstractmethod
+    def critic_step(self, batch: Batch) -> Metrics:
+        """One gradient step of everything that estimates values, targets included."""
+
+    @abstractmethod
+    def actor_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """The actor's loss on one batch; metrics are detached scalars."""
+
+    def actor_step(self, batch: Batch) -> Metrics:
+        """One gradient step of the actor; nothing during warm-up."""
+        if not self.trains_actor:
+            return {}
+        loss, metrics = self.actor_loss(batch)
+        descend(self.actor_optimizer, loss)
+        return metrics
+
+    def minibatches(self, count: int, *steps: Callable[[Batch], Metrics]) -> dict[str, float]:
+        """Apply every function of `steps`, in order, to each of `count` replay samples; returns mean metrics."""
+        history = []
+        for _ in range(count):
+            batch = self.replay.sample(self.base_settings.batch_size, self.generator)
+            history.append({name: value for step in steps for name, value in step(batch).items()})
+        return average(history)
+
+    def learn(self) -> dict[str, float]:
+        """The gradient steps of one iteration: critic and actor on the same batches, as in DPPO."""
+        return self.minibatches(self.steps_per_iteration, self.critic_step, self.actor_step)
+
+    def update(self, rollout: Rollout) -> dict[str, float]:
+        """Store the rollout and learn; `gradient_steps` counts minibatches."""
+        self.replay.add(rollout, self.base_settings.reward_scale, self.base_settings.time_limit)
+        metrics = self.learn()
+        self.gradient_steps += self.steps_per_iteration
+        self.iteration += 1
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """Networks, optimisers, replay, generator and counters."""
+        counters = {"gradient_steps": self.gradient_steps, "iteration": self.iteration}
+        parts = {name: getattr(self, name).state_dict() for name in self.stateful}
+        return parts | counters | {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict`."""
+        for name in self.stateful:
+            getattr(self, name).load_state_dict(state[name])
+        self.gradient_steps, self.iteration = state["gradient_steps"], state["iteration"]
+        self.generator.set_state(state["generator"].cpu())

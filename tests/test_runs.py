@@ -1,0 +1,155 @@
+"""Promises about runs: same spec same curve, kill and resume, faults that become states."""
+
+from __future__ import annotations
+
+import csv
+import multiprocessing
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import toy_spec
+
+from benchmark.finetune import Trainer
+from benchmark.launch.execute import RunBusy, execute, lease
+from benchmark.launch.local import run_inline, run_pool
+from benchmark.store import RunPaths, load_checkpoint, read_json, write_json
+
+KILLS = 10
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    """CSV rows without what is measured in seconds."""
+    with path.open() as file:
+        return [
+            {k: v for k, v in row.items() if k != "wall_seconds" and not k.startswith("time/")}
+            for row in csv.DictReader(file)
+        ]
+
+
+def results(paths: RunPaths) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    return rows(paths.curve), rows(paths.metrics)
+
+
+def test_same_spec_same_curve_whatever_the_launcher(prepared) -> None:
+    inline, pooled = prepared("idql", "inline"), prepared("idql", "pool")
+    run_inline([inline.paths.root], lambda: None)
+    run_pool([pooled.paths.root], 1, lambda: None)
+    assert results(inline.paths) == results(pooled.paths)
+    assert [row["iteration"] for row in rows(inline.paths.curve)] == ["0", "2", "4", "6"]
+
+
+def test_another_seed_gives_another_curve(prepared) -> None:
+    first, second = prepared("dppo"), prepared("dppo", seed=1)
+    run_inline([first.paths.root, second.paths.root], lambda: None)
+    assert rows(first.paths.metrics) != rows(second.paths.metrics)
+
+
+def test_killed_at_random_moments_and_resumed_equals_uninterrupted(arm: str, prepared) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmark.launch.execute", "benchmark.methods", "otpr.agent", "baselines.dql"])
+    whole, run = prepared(arm, "whole"), prepared(arm, "killed")
+    execute(whole.paths.root)
+    spec, kills, resumed = read_json(run.paths.spec), 0, 0
+    generator = np.random.default_rng(7)
+    while kills < KILLS or read_json(run.paths.status)["state"] != "done":
+        if read_json(run.paths.status)["state"] == "done":
+            assert results(run.paths) == results(whole.paths)
+            shutil.rmtree(run.paths.root)
+            write_json(run.paths.spec, spec)
+        process = context.Process(target=execute, args=(run.paths.root, 0.0))
+        process.start()
+        if kills < KILLS:
+            time.sleep(generator.uniform(0.05, 0.8))
+            if process.is_alive():
+                process.kill()
+                kills += 1
+        process.join()
+        resumed += run.paths.checkpoint.exists()
+        if not run.paths.status.exists():
+            write_json(run.paths.status, {"state": "queued"})
+    assert results(run.paths) == results(whole.paths)
+    assert resumed > 0
+
+
+def test_learners_leave_the_frozen_curve(arm: str, prepared) -> None:
+    frozen, run = prepared("frozen", "frozen"), prepared(arm)
+    execute(frozen.paths.root)
+    execute(run.paths.root)
+    reference, curve = rows(frozen.paths.curve), rows(run.paths.curve)
+    assert curve[0] == reference[0]
+    assert len({row["return_mean"] for row in reference}) == 1
+    method = Trainer(run.spec)
+    method.restore(run.paths)
+    moved = any(
+        not torch.equal(a, b)
+        for a, b in zip(
+            getattr(method.method, "actor", method.pretrained.policy).parameters(),
+            method.pretrained.policy.parameters(),
+            strict=True,
+        )
+    )
+    assert moved == (arm != "frozen")
+
+
+def test_the_collected_transition_keeps_the_episodes_own_final_observation() -> None:
+    trainer = Trainer(toy_spec("idql"))
+    firsts = []
+    for _ in range(20):
+        rollout = trainer.collector.collect(trainer.method.act)
+        ended = rollout.terminated | rollout.truncated
+        following = rollout.next_observations[:-1], rollout.observations[1:]
+        same = (following[0] == following[1]).all(-1)
+        assert same[~ended[:-1]].all()
+        assert not same[ended[:-1]].any()
+        firsts.append(ended.any().item())
+        assert not (rollout.terminated & rollout.truncated).any()
+    assert any(firsts)
+
+
+def test_divergence_is_a_state_and_the_others_go_on(prepared) -> None:
+    bad, good = prepared("dppo", actor_learning_rate=1e30), prepared("frozen")
+    run_pool([bad.paths.root, good.paths.root], 1, lambda: None)
+    status = read_json(bad.paths.status)
+    assert status["state"] == "diverged" and "not finite" in status["error"]
+    assert read_json(good.paths.status)["state"] == "done"
+
+
+@pytest.mark.parametrize("damage", ["truncated", "other"])
+def test_unreadable_checkpoint_fails_with_one_line_and_is_kept(damage: str, prepared) -> None:
+    run, other = prepared("idql"), prepared("dppo")
+    execute(run.paths.root)
+    content = run.paths.checkpoint.read_bytes()[:-1000]
+    if damage == "other":
+        execute(other.paths.root)
+        content = other.paths.checkpoint.read_bytes()
+    run.paths.checkpoint.write_bytes(content)
+    assert execute(run.paths.root) == "failed"
+    error = read_json(run.paths.status)["error"]
+    assert "checkpoint" in error and "\n" not in error
+    assert run.paths.checkpoint.read_bytes() == content
+
+
+def test_a_run_is_never_executed_twice_at_once(prepared) -> None:
+    run = prepared("frozen")
+    with lease(run.paths), pytest.raises(RunBusy, match="another process"):
+        execute(run.paths.root)
+    assert execute(run.paths.root) == "done"
+
+
+def test_checkpoint_loads_without_pickle_and_belongs_to_its_spec(arm: str, prepared) -> None:
+    run = prepared(arm)
+    execute(run.paths.root)
+    assert load_checkpoint(run.paths.checkpoint)["digest"] == run.spec.digest
+
+
+def test_a_process_that_dies_is_a_failed_run(prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = prepared("dppo")
+    spec = read_json(run.paths.spec)
+    write_json(run.paths.spec, spec | {"seed": 5})  # its digest no longer fits
+    run_pool([run.paths.root], 1, lambda: None)
+    status = read_json(run.paths.status)
+    assert status["state"] == "failed" and "digest" in status["error"]
