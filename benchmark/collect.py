@@ -13,24 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmark.store import STATES
 from benchmark.tables import printable
 
-STATES = ("queued", "running", "done", "failed", "diverged", "timed-out", "cancelled")
 UNKNOWN = "unknown"
 REPORT = "report"
 _REQUIRED = ("iteration", "env_steps", "score")
 _OPTIONAL = ("gradient_steps", "wall_seconds", "episodes", "return_mean", "return_std", "success_rate")
-COLUMNS = (
-    "iteration",
-    "env_steps",
-    "gradient_steps",
-    "wall_seconds",
-    "episodes",
-    "return_mean",
-    "return_std",
-    "success_rate",
-    "score",
-)
 _SEED_DIRECTORY = re.compile(r"seed-(0|[1-9][0-9]{0,8})")
 _MAX_BYTES = 64 * 2**20
 

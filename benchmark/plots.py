@@ -17,8 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from benchmark.store import write_bytes
 from benchmark.summary import Curve
-from benchmark.tables import printable, write_atomically
+from benchmark.tables import printable
 
 
 @dataclass(frozen=True)
@@ -210,4 +211,4 @@ def save(figure: Figure, directory: Path, stem: str) -> None:
         content = io.BytesIO()
         with mpl.rc_context(_RC):
             figure.savefig(content, format=kind, dpi=200, metadata=metadata)
-        write_atomically(directory / f"{stem}.{kind}", content.getvalue())
+        write_bytes(directory / f"{stem}.{kind}", content.getvalue())

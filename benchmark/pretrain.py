@@ -31,17 +31,22 @@ from benchmark.data.d4rl import Dataset, Episodes, read_dataset
 from benchmark.data.make import load_dataset
 from benchmark.data.registry import cache_dir, get_dataset
 from benchmark.envs import make_env
+from benchmark.finetune import evaluate
 from benchmark.policies import FORMAT, Normalizer, Pretrained, load_pretrained, policy_path, unpack
 from benchmark.provenance import version
 from benchmark.seeding import BASE_SEED, Streams
 from benchmark.store import read_json, write_bytes, write_json
 from benchmark.tasks import PretrainSettings, Task, get_task
 from otpr.diffusion import DiffusionPolicy, SamplerSettings
+from otpr.method import ActionChunk
 from otpr.networks import polyak_update
 
 EVALUATION_EPISODES = 100
 SAMPLERS = {"ddpm-20": SamplerSettings(), "ddim-5": SamplerSettings(kind="ddim")}
 _REPORTS = 20  # loss reports per training
+_HELP = """Make a task's pre-trained policy again. It is kept in the cache: asking for the same again returns at once.
+
+Example: python -m benchmark.pretrain --task hopper-local --out policy.pt"""
 
 Progress = Callable[[int, float], None]  # called with the gradient step and the mean loss since the last call
 
@@ -135,22 +140,19 @@ def evaluate_start(
 ) -> NDArray[np.float64]:
     """Undiscounted returns (episodes,) of whole, seeded episodes in evaluation mode, all stepped side by side."""
     streams = Streams(BASE_SEED, task.name, 0)
-    generator = streams.torch("start-actions")
+    generator, everyone = streams.torch("start-actions"), np.arange(episodes)
     actor = DiffusionPolicy(policy.network, sampler)
     env = make_env(task.environment, episodes, task.action_horizon)
-    live = np.arange(episodes)
-    observations = env.reset(live, streams.episodes("start-resets", live, np.zeros_like(live)))
-    returns = np.zeros(episodes)
-    with torch.no_grad():
-        while live.size:
-            inputs = torch.from_numpy(normalizer.normalize_observations(observations))
-            chunks = actor.sample(inputs, explore=False, generator=generator).numpy()
-            outcome = env.step(live, normalizer.denormalize_actions(chunks))
-            returns[live] += outcome.rewards.sum(axis=1)
-            running = ~(outcome.terminated | outcome.truncated)
-            live, observations = live[running], outcome.observations[running]
-    env.close()
-    return returns
+    try:
+        return evaluate(
+            env,
+            lambda observations: ActionChunk(actor.sample(observations, False, generator)),
+            normalizer,
+            streams.episodes("start-resets", everyone, np.zeros_like(everyone)),
+            "cpu",
+        )
+    finally:
+        env.close()
 
 
 def training_key(task: Task, data_digest: str, seed: int) -> str:
@@ -264,13 +266,7 @@ def main(
     seed: int = 0,
     threads: Annotated[int, tyro.conf.arg(help="CPU threads; they may change the last bits of the weights")] = 1,
 ) -> int:
-    """Make a task's pre-trained policy again.
-
-    The result is kept in the cache, and asking for the same again returns at once.
-
-    Examples:
-      python -m benchmark.pretrain --task toy
-      python -m benchmark.pretrain --task hopper-local --out policy.pt
+    """Make a task's pre-trained policy; returns the exit status.
 
     Args:
         task: name of the task.
@@ -290,4 +286,4 @@ def main(
 
 
 if __name__ == "__main__":
-    sys.exit(tyro.cli(main))
+    sys.exit(tyro.cli(main, prog="python -m benchmark.pretrain", description=_HELP))

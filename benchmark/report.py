@@ -14,6 +14,7 @@ import tyro
 from benchmark import collect, compare, plots, summary, tables
 from benchmark.collect import Run
 from benchmark.stats import AGGREGATE_REPS, CURVE_REPS, MINIMUM_RUNS
+from benchmark.store import CURVE_COLUMNS, write_text
 from benchmark.summary import Cell, Summary
 
 DATA_COLUMNS = (
@@ -50,7 +51,7 @@ def _data_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
     for run in runs:
         identity = {"task": run.task, "method": run.method, "seed": str(run.seed), "state": run.state}
         for evaluation in run.evaluations:
-            values = {name: tables.csv_number(getattr(evaluation, name)) for name in collect.COLUMNS}
+            values = {name: tables.csv_number(getattr(evaluation, name)) for name in CURVE_COLUMNS}
             rows.append(identity | values)
     return rows
 
@@ -189,12 +190,12 @@ def write_report(directory: Path) -> Path:
     report = directory / collect.REPORT
     try:
         report.mkdir(exist_ok=True)
-        tables.write_atomically(report / "data.csv", tables.csv_table(DATA_COLUMNS, _data_rows(runs)))
+        write_text(report / "data.csv", tables.csv_table(DATA_COLUMNS, _data_rows(runs)))
         rows = summary.csv_rows(result)
-        tables.write_atomically(report / "summary.csv", tables.csv_table(summary.COLUMNS, rows))
+        write_text(report / "summary.csv", tables.csv_table(summary.COLUMNS, rows))
         lines = [seed_note, *notes] if seed_note else notes
-        tables.write_atomically(report / "summary.md", _markdown(runs, result, lines))
-        tables.write_atomically(report / "summary.tex", _latex(result, seed_note))
+        write_text(report / "summary.md", _markdown(runs, result, lines))
+        write_text(report / "summary.tex", _latex(result, seed_note))
         _draw_curves(result, report)
     except OSError as error:
         raise ValueError(f"cannot write {error.filename or report}: {error.strerror}") from None

@@ -1,14 +1,12 @@
-"""Tables as CSV, Markdown and LaTeX text, with names of unknown origin made harmless; and atomic writing."""
+"""Tables as CSV, Markdown and LaTeX text, with names of unknown origin made harmless."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from benchmark.stats import Estimate
 
@@ -144,13 +142,3 @@ def latex_table(
         lines += [" & ".join(cells) + r" \\" for cells in rows]
     lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
     return "% needs \\usepackage{booktabs}\n" + "\n".join(lines) + "\n"
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write `content` (text as UTF-8) under a temporary name beside `path`, then rename it to `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -124,10 +124,10 @@ TASKS: dict[str, Task] = {
             expert_return=3234.3,
             success_return=None,
             network=NetworkSettings(),
-            pretraining=PretrainSettings(gradient_steps=24_000),
+            pretraining=PretrainSettings(gradient_steps=24_000, batch_size=128),
             loops={
                 "published": _GYM_LOOP,
-                "embedded": LoopSettings(n_envs=40, n_steps=20, iterations=25, eval_every=5, eval_episodes=20),
+                "embedded": LoopSettings(n_envs=40, n_steps=20, iterations=20, eval_every=5, eval_episodes=16),
             },
         ),
         Task(

@@ -60,7 +60,8 @@ SHORT_BUDGETS: dict[str, dict[str, Any]] = {
     },
     "toy": {
         "batch_size": 128,
-        "replay_ratio": 2.0,
+        "replay_ratio": 4.0,
+        "actor_learning_rate": 2e-5,
         "critic_warmup_iterations": 1,
         "critic_learning_rate": 3e-3,
         "critic_hidden_dims": (64, 64, 64),

@@ -66,7 +66,7 @@ def test_log_density_is_that_of_a_squashed_gaussian() -> None:
 def test_short_training_is_finite_reproducible_and_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     always = demonstrator.Target("Hopper-v4", (-np.inf, np.inf), (0.0, np.inf), -np.inf)
     monkeypatch.setitem(demonstrator.TARGETS, "hopper", always)
-    settings = demonstrator.Settings(start_steps=100, max_steps=300, evaluate_every=300, evaluation_episodes=2)
+    settings = demonstrator.Settings(start_steps=150, max_steps=300, evaluate_every=300, evaluation_episodes=2)
     runs = [demonstrator.train("hopper", 7, settings)[0].state_dict() for _ in range(2)]
     for name, value in runs[0].items():
         assert value.isfinite().all()

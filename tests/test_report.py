@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmark import collect, compare, plots, report, summary, tables
+from benchmark import collect, compare, plots, report, store, summary, tables
 
 HEADER = "iteration,env_steps,gradient_steps,wall_seconds,episodes,return_mean,return_std,success_rate,score"
 
@@ -300,7 +300,7 @@ def test_command_line(tmp_path: Path) -> None:
 
 
 def test_nothing_half_written_is_left(tmp_path: Path) -> None:
-    tables.write_atomically(tmp_path / "a", "old")
-    with pytest.raises(UnicodeEncodeError):
-        tables.write_atomically(tmp_path / "a", "\udc80")
+    store.write_text(tmp_path / "a", "old")
+    with pytest.raises(TypeError):
+        store.write_bytes(tmp_path / "a", "\udc80")  # type: ignore[arg-type]
     assert (tmp_path / "a").read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["a"]

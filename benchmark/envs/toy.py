@@ -40,9 +40,9 @@ _ACTION_DEVIATION = 0.1  # of the demonstrations' per-step action noise
 class ToyEnv(VectorEnv):
     """A batch of the point task, in the square [-1, 1]^2.
 
-    Observations are the position (x, y). Actions are velocities in [-1, 1]^2, clipped; a move that would enter the disc
-    is not made, and the square's sides stop the point. Reaching the goal gives reward 1 and terminates; everything
-    else gives 0. Episodes are truncated after `max_episode_steps` steps; the straight ways take about 22.
+    Observations are the position (x, y). Actions are velocities in [-1, 1]^2, clipped. Reaching the goal gives reward 1
+    and terminates; entering the disc or leaving the square terminates with nothing. Episodes are truncated after
+    `max_episode_steps` steps; the straight ways take about 22.
 
     Args:
         num_envs: environments in the batch.
@@ -92,11 +92,11 @@ class ToyEnv(VectorEnv):
         rewards = np.zeros((len(indices), self.action_horizon))
         for step in range(self.action_horizon):
             running = ~(terminated | truncated)
-            position[running] = _moved(position[running], moves[running, step])
+            position[running] += moves[running, step]
             elapsed[running] += 1
             reached = running & (_squared_distance(position, GOAL) <= GOAL_RADIUS**2)
             rewards[reached, step] = 1.0
-            terminated |= reached
+            terminated |= reached | (running & _crashed(position))
             truncated |= running & (elapsed >= self.max_episode_steps)
         self._position[indices] = position
         self._elapsed[indices] = elapsed
@@ -119,7 +119,7 @@ def toy_demonstrations(generator: np.random.Generator, episodes: int) -> dict[st
     """Demonstrations of a careless scripted demonstrator, in D4RL's flat layout, episode after episode.
 
     Each episode picks a side with equal chance, a clearance from the disc, a speed and an aim. One that passes too
-    close gets stuck at the disc and one that misses the goal ends at the wall, so that about 55 % succeed.
+    close ends at the disc and one that misses the goal leaves the square, so that about half succeed.
 
     Args:
         generator: the only source of randomness.
@@ -166,11 +166,9 @@ def _squared_distance(points: NDArray[np.float64], centre: NDArray[np.float64]) 
     return x * x + y * y
 
 
-def _moved(position: NDArray[np.float64], moves: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(n, 2) positions after (n, 2) moves: stopped at the square's sides, and not made where they enter the disc."""
-    proposed = np.clip(position + moves, -1.0, 1.0)
-    blocked = _squared_distance(proposed, np.zeros(2)) < DISC_RADIUS**2
-    return np.where(blocked[:, None], position, proposed)
+def _crashed(position: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(n,) whether each of (n, 2) positions is in the disc or outside the square."""
+    return (_squared_distance(position, np.zeros(2)) < DISC_RADIUS**2) | (np.abs(position) > 1.0).any(axis=1)
 
 
 def _scripted(

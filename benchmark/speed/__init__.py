@@ -1,0 +1,1 @@
+"""Throughput of each part on this machine; `python -m benchmark.speed --help` tells more."""

@@ -1,0 +1,128 @@
+"""Measure the throughput of each part on this machine, beside what a user would otherwise have.
+
+    python -m benchmark.speed
+    python -m benchmark.speed --parts physics matmul --threads 2
+    python -m benchmark.speed --full --json speed.json
+
+Everything that is compared runs in turns (A B A B ...), so that a machine whose speed drifts slows all alike. A figure
+is the median over the turns, a ratio the median of the ratios within each turn. Policies are freshly initialised.
+
+Exit status 0: measured, whether or not the aims are reached; 1: a process died while measuring; 2: bad input.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from benchmark.envs import LOCOMOTION
+from benchmark.provenance import collect_provenance
+from benchmark.speed.learning import iteration, learning_methods, matmul, sampling, update
+from benchmark.speed.measuring import Row, Sizes
+from benchmark.speed.physics import physics
+from benchmark.store import write_json
+from benchmark.tables import number
+
+FORMAT = 1  # of the JSON file
+DEFAULT = Sizes()
+FULL = Sizes(
+    physics_chunks=250,
+    async_tasks=LOCOMOTION,
+    sampling_calls=100,
+    update_chunks=500,
+    replay_chunks=25,
+    iteration_methods=learning_methods(),
+    matmul_size=4096,
+)
+PARTS: dict[str, Callable[[Sizes, int], list[Row]]] = {
+    "physics": physics,
+    "sampling": sampling,
+    "update": update,
+    "iteration": iteration,
+    "matmul": matmul,
+}
+
+
+def result_table(rows: Sequence[Row], title: str) -> Table:
+    """One line a row; what is derived from it, or why it is missing, beside it."""
+    table = Table("part", "what", "median", "range", "unit", "that is", box=None, title=title, title_justify="left")
+    for row in rows:
+        spread = f"{number(min(row.samples))} - {number(max(row.samples))}" if len(row.samples) > 1 else ""
+        rate = "" if row.rate is None else number(row.rate)
+        table.add_row(row.part, row.name, rate, spread, row.unit, row.note or "\n".join(map(str, row.figures)))
+    return table
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Command line of `benchmark.speed`."""
+
+    parts: tuple[str, ...] = ()
+    """Only these of physics, sampling, update, iteration, matmul (default: all)."""
+    full: bool = False
+    """Published sizes, every method's iteration: takes half an hour or more on 2 cores."""
+    threads: int | None = None
+    """Threads of physics and tensors (default: all cores that this process may use)."""
+    json: Path | None = None
+    """Also write the result to this file."""
+
+
+def check(arguments: Arguments) -> tuple[list[str], int]:
+    """The parts, in the order of `PARTS`, and the number of threads.
+
+    Raises:
+        ValueError: an unknown part, fewer than one thread, or a directory in the file's place.
+        OSError: the file's directory cannot be made.
+    """
+    for part in arguments.parts:
+        if part not in PARTS:
+            raise ValueError(f"unknown part {part!r}; valid: {', '.join(PARTS)}")
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = available if arguments.threads is None else arguments.threads
+    if threads < 1:
+        raise ValueError(f"--threads must be at least 1, got {threads}")
+    if arguments.json is not None:  # now, not after minutes of measuring
+        if arguments.json.is_dir():
+            raise ValueError(f"{arguments.json} is a directory")
+        arguments.json.absolute().parent.mkdir(parents=True, exist_ok=True)
+    return [part for part in PARTS if part in (arguments.parts or PARTS)], threads
+
+
+def main(arguments: Arguments) -> int:
+    """Measure, print and write; returns the exit status."""
+    try:
+        parts, threads = check(arguments)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    torch.set_num_threads(threads)
+    started, rows = time.monotonic(), []
+    try:
+        for part in parts:
+            print(f"measuring {part} ...", file=sys.stderr, flush=True)
+            rows += PARTS[part](FULL if arguments.full else DEFAULT, threads)
+    except BrokenProcessPool:
+        print("error: the process that measured an iteration died, perhaps for lack of memory", file=sys.stderr)
+        return 1
+    seconds = round(time.monotonic() - started, 1)
+    machine = {**collect_provenance(), "threads": threads}
+    title = f"{machine['cpu']}, {machine['cores']} cores, {threads} threads, {seconds:.0f} s"
+    Console(width=None if sys.stdout.isatty() else 160).print(result_table(rows, title))
+    if arguments.json is not None:
+        content = {"format": FORMAT, "full": arguments.full, "machine": machine, "seconds": seconds}
+        write_json(arguments.json, {**content, "rows": [row.as_dict() for row in rows]})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Arguments, description=__doc__, prog="python -m benchmark.speed")))

@@ -1,0 +1,89 @@
+"""How much is measured, how, and what a measurement is."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from benchmark.tables import number
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured."""
+
+    repeats: int = 5  # turns
+    envs: int = 40
+    physics_chunks: int = 60  # per environment and turn
+    async_tasks: tuple[str, ...] = ("hopper",)  # on which AsyncVectorEnv takes part
+    sampling_calls: int = 20  # per turn
+    update_chunks: int = 125  # per environment in the rollout that DPPO learns from: one minibatch an epoch
+    replay_chunks: int = 6  # the same for the methods with a replay: 30 gradient steps of IDQL, 3 of DQL
+    iteration_chunks: int = 500  # per environment
+    iteration_methods: tuple[str, ...] = ("dppo",)
+    matmul_size: int = 2048
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number derived from a row's measurement; `aim` is its least (or, with `at_most`, largest) desired value."""
+
+    name: str
+    value: float
+    aim: float | None = None
+    at_most: bool = False
+
+    def __str__(self) -> str:
+        text = f"{number(self.value)} {self.name}"
+        if self.aim is None:
+            return text
+        reached = self.value <= self.aim if self.at_most else self.value >= self.aim
+        return f"{text} (aim {'<=' if self.at_most else '>='} {self.aim:g}: {'reached' if reached else 'missed'})"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the result: a rate, measured `len(samples)` times; no samples and a note where it could not be."""
+
+    part: str
+    name: str
+    unit: str
+    samples: Sequence[float]
+    figures: tuple[Figure, ...] = ()
+    note: str = ""
+
+    @property
+    def rate(self) -> float | None:
+        """The median of the samples."""
+        return median(self.samples) if self.samples else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**dataclasses.asdict(self), "median": self.rate}
+
+
+def measure(functions: Mapping[str, Callable[[], int]], repeats: int) -> dict[str, list[float]]:
+    """Call all functions in turns, `repeats` times each.
+
+    Args:
+        functions: each does some work and returns how many units of it.
+
+    Returns:
+        Units per second of every call, by the function's name.
+    """
+    rates: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            started = time.perf_counter()
+            units = function()
+            rates[name].append(units / (time.perf_counter() - started))
+    return rates
+
+
+def ratio(rates: Sequence[float], reference: Sequence[float]) -> float:
+    """The median over turns of one rate divided by another."""
+    return median(a / b for a, b in zip(rates, reference, strict=True))

@@ -1,0 +1,164 @@
+"""The commands as a user meets them: exit status, one clear line, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from benchmark import run, status
+from benchmark.methods import ARMS, resolve_settings
+from benchmark.policies import policy_path
+from benchmark.suites import load_suite, parse_seeds, suite_names
+from benchmark.tasks import TASKS, get_task
+
+
+def call(out: Path, *extra: str, suite: str = "smoke", **fields) -> int:
+    """`benchmark.run` on a suite with `--set` values in `extra`."""
+    return run.main(run.Arguments(suite=suite, out=out, set=extra, launcher="inline", **fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"suite": "fast"}, ["fast", "smoke", "quick"]),
+        ({"tasks": ("ant",)}, ["ant", "hopper-local", "toy"]),
+        ({"methods": ("ppo",)}, ["ppo", "dppo", "otpr"]),
+        ({"seeds": "3-1"}, ["3-1"]),
+        ({"seeds": "zero"}, ["zero"]),
+        ({"seeds": "999-1000"}, ["1000", "tuning"]),
+        ({"max_parallel": 0}, ["--max-parallel", "0"]),
+        ({"device": "tpu"}, ["tpu", "cpu", "cuda"]),
+    ],
+)
+def test_bad_arguments_are_one_line_and_exit_2(fields: dict, words: list[str], tmp_path: Path, capsys) -> None:
+    arguments = {"suite": "smoke", **fields}
+    assert call(tmp_path / "out", **arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert all(word in error for word in words)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("dppo.clip=1", ["clip", "clip_coef"]),
+        ("dppo.discount=2", ["discount", "[0, 1]", "2"]),
+        ("dppo.discount=fast", ["discount", "fast"]),
+        ("dppo.ft_denoising_steps=30", ["ft_denoising_steps", "30"]),
+        ("otpr.epsilon=0", ["epsilon", "0"]),
+        ("ppo.discount=1", ["ppo", "dppo"]),
+        ("discount=1", ["METHOD.FIELD=VALUE"]),
+        ("idql.time_limit=never", ["never", "bootstrap"]),
+    ],
+)
+def test_bad_settings_are_one_line_and_exit_2(assignment: str, words: list[str], tmp_path: Path, capsys) -> None:
+    assert call(tmp_path / "out", assignment) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert all(word in error for word in words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_written_is_exit_2(tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert call(tmp_path / "file" / "out") == 2
+    assert "not a directory" in capsys.readouterr().err
+    if Path("/proc").is_dir():  # refuses writes even to the superuser
+        assert call(Path("/proc/otpr-bench")) == 2
+        assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_a_damaged_policy_is_exit_2(damage: str, tmp_path: Path, capsys, monkeypatch) -> None:
+    path = policy_path(get_task("toy"))
+    for name in (path.name, path.with_suffix(".json").name):
+        shutil.copy(path.with_name(name), tmp_path / name)
+    if damage == "missing":
+        (tmp_path / path.name).unlink()
+    else:
+        (tmp_path / path.name).write_bytes(path.read_bytes()[:1000])
+    monkeypatch.setattr("benchmark.policies.FOLDER", tmp_path)
+    assert call(tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert "toy.pt" in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_settings_that_differ_from_the_directory_are_refused(prepared, tmp_path: Path, capsys) -> None:
+    assert call(tmp_path / "out", methods=("frozen",)) == 0
+    assert call(tmp_path / "out", methods=("frozen",), seeds="0-1", dry_run=True) == 0
+    spec = tmp_path / "out" / "toy" / "frozen" / "seed-0" / "spec.json"
+    changed = json.loads(spec.read_text()) | {"threads": 7}
+    spec.write_text(json.dumps(changed))
+    assert call(tmp_path / "out", methods=("frozen",)) == 2
+    assert "digest" in capsys.readouterr().err
+
+
+def test_a_done_suite_is_not_run_again_and_status_says_so(tmp_path: Path, capsys) -> None:
+    assert call(tmp_path, methods=("frozen",)) == 0
+    first = (tmp_path / "toy" / "frozen" / "seed-0" / "status.json").read_text()
+    capsys.readouterr()
+    assert call(tmp_path, methods=("frozen",)) == 0
+    assert "0 to do" in capsys.readouterr().out
+    assert (tmp_path / "toy" / "frozen" / "seed-0" / "status.json").read_text() == first
+    assert status.main(status.Arguments(out=tmp_path, json=True)) == 0
+    assert json.loads(capsys.readouterr().out)[0]["state"] == "done"
+    assert status.main(status.Arguments(out=tmp_path / "nothing")) == 2
+
+
+def test_a_failing_run_gives_exit_1_and_is_retried_only_when_asked(tmp_path: Path, capsys) -> None:
+    bad = "dppo.actor_learning_rate=1e30"
+    assert call(tmp_path, bad, methods=("dppo", "frozen")) == 1
+    assert "diverged" in capsys.readouterr().err
+    assert call(tmp_path, bad, methods=("dppo", "frozen")) == 1
+    assert "0 to do" in capsys.readouterr().out
+    assert call(tmp_path, bad, methods=("dppo", "frozen"), retry_failed=True) == 1
+    assert "1 to do" in capsys.readouterr().out
+
+
+def test_from_spec_repeats_a_run(tmp_path: Path) -> None:
+    assert call(tmp_path / "first", methods=("frozen",)) == 0
+    place = Path("toy") / "frozen" / "seed-0"
+    again = run.Arguments(from_spec=tmp_path / "first" / place / "spec.json", out=tmp_path / "again", launcher="inline")
+    assert run.main(again) == 0
+    first, second = ((tmp_path / name / place / "curve.csv").read_text().splitlines() for name in ("first", "again"))
+    drop = first[0].split(",").index("wall_seconds")
+    strip = [[[v for i, v in enumerate(row.split(",")) if i != drop] for row in rows] for rows in (first, second)]
+    assert strip[0] == strip[1]
+
+
+@pytest.mark.parametrize("name", suite_names())
+def test_every_suite_plans(name: str, tmp_path: Path, capsys) -> None:
+    assert call(tmp_path / "out", suite=name, dry_run=True) == 0
+    assert not (tmp_path / "out").exists()
+    suite = load_suite(name)
+    assert len(capsys.readouterr().out.splitlines()) == 1 + len(suite.tasks) * len(suite.methods)
+
+
+def test_published_settings_are_the_published_ones() -> None:
+    dppo = resolve_settings("dppo", "hopper", "published", {})
+    values = (dppo.batch_size, dppo.update_epochs, dppo.ft_denoising_steps, dppo.discount, dppo.gae_lambda)
+    assert values == (50_000, 5, 10, 0.99, 0.95)
+    assert (dppo.actor_learning_rate, dppo.critic_learning_rate, dppo.clip_coef) == (1e-4, 1e-3, 0.01)
+    idql = resolve_settings("idql", "hopper", "published", {})
+    assert (idql.candidates, idql.replay_ratio, idql.batch_size, idql.critic_tau) == (20, 128, 1000, 0.001)
+    assert (idql.reward_scale, idql.replay_capacity, idql.expectile) == (0.01, 1_000_000, 0.8)
+    dql = resolve_settings("dql", "hopper", "published", {})
+    assert (dql.eta, dql.replay_ratio, dql.batch_size, dql.target_ema) == (1.0, 16, 1000, 0.005)
+    loop = TASKS["hopper-local"].loop("published")
+    assert (loop.n_envs, loop.n_steps, loop.n_envs * loop.n_steps * 4 * loop.iterations) == (40, 500, 72_000_000)
+
+
+def test_off_policy_methods_take_equal_gradient_steps_in_short_budgets() -> None:
+    for family in ("hopper", "toy"):
+        arms = [resolve_settings(name, family, "embedded", {}) for name in ("otpr", "idql", "dql", "dql-dppo")]
+        assert len({(arm.replay_ratio, arm.batch_size, arm.critic_warmup_iterations) for arm in arms}) == 1
+
+
+def test_seed_ranges() -> None:
+    assert parse_seeds("3") == [0, 1, 2] and parse_seeds("2-4") == [2, 3, 4]
+    assert set(ARMS) >= {"otpr", "dppo", "idql", "dql", "dql-dppo", "frozen"}

@@ -1,0 +1,40 @@
+"""Every command of the README is one that works; every file that it links to is there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text()
+COMMANDS = re.findall(r"^python (-m .*)$", "\n".join(re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)), re.MULTILINE)
+# what takes minutes is run in a short form of itself
+SHORTER = {"-m benchmark.run": ["--dry-run"], "-m benchmark.speed": ["--help"], "-m benchmark.pretrain": ["--help"]}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_readme_command_works(command: str, tmp_path: Path) -> None:
+    arguments = shlex.split(command)
+    arguments += SHORTER.get(" ".join(arguments[:2]), [])
+    for name in ("results/mine", "results/wide-clip", "results/again"):
+        arguments = [str(tmp_path / "out") if argument == name else argument for argument in arguments]
+    if arguments[1] == "benchmark.report":
+        arguments = ["-m", "benchmark.status", "--out", "results/quick", "--json"]  # the report itself: test_report.py
+    environment = {"OTPR_BENCH_CACHE": str(tmp_path / "cache"), "PATH": "", "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_readme_names_what_there_is() -> None:
+    assert len(COMMANDS) >= 12
+    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
+        assert target.startswith("http") or (ROOT / target).exists(), target
+    for rule in ("quick:", "test:"):
+        assert rule in (ROOT / "Makefile").read_text()
