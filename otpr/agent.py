@@ -171,7 +171,7 @@ EMBEDDED: dict[str, dict[str, Any]] = {
         **SHORT_BUDGETS["hopper"],
         "candidates": 10,
         "critic_tau": 0.02,
-        "transport_block_size": 256,
+        "transport_block_size": 128,
         "transport_first_steps": 300,
         "transport_warm_steps": 60,
     },

@@ -183,9 +183,9 @@ def test_diagnostics_of_known_densities():
 def test_neural_potentials_reach_the_exact_answer(scale, offset):
     cost = SmoothCost(scale=scale, offset=offset)
     observations, chunks = draw(256)
-    transport = make()
+    transport = make(first_steps=900)
     metrics = transport.fit(observations, chunks, cost)
-    assert metrics["transport/row_marginal_error"] < 0.02
+    assert metrics["transport/row_marginal_error"] < 0.03
     assert metrics["transport/column_marginal_error"] < 0.03
 
     epsilon = transport.settings.epsilon
