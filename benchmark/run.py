@@ -90,13 +90,13 @@ def main(arguments: Arguments) -> int:
     except OSError as error:
         print(f"error: {out}: {error.strerror}", file=sys.stderr)
         return 2
-    progress = ProgressPrinter([run.paths for run in runs])
     roots = [run.paths.root for run in pending]
     try:
-        if arguments.launcher == "inline":
-            run_inline(roots, progress.update)
-        else:
-            run_pool(roots, parallel, progress.update)
+        with ProgressPrinter([run.paths for run in runs]) as progress:
+            if arguments.launcher == "inline":
+                run_inline(roots, progress.update)
+            else:
+                run_pool(roots, parallel, progress.update)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the checkpoints", file=sys.stderr)
         return 1

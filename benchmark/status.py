@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
@@ -26,6 +26,7 @@ from benchmark.store import RunPaths, read_json
 
 STYLES = {"done": "green", "running": "cyan", "failed": "red", "diverged": "magenta", "cancelled": "yellow"}
 WATCH_SECONDS = 2.0
+SAY_SECONDS = 60.0  # between lines of progress where there is no terminal
 
 
 def find_runs(out: Path) -> list[RunPaths]:
@@ -71,27 +72,63 @@ def status_table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 class ProgressPrinter:
-    """Follows a set of runs: a live table on a terminal, else a line per change of state."""
+    """Follows a set of runs with an estimate of the time left: a live table on a terminal, lines elsewhere.
+
+    Elsewhere a line is printed per change of state, and one a minute. Use as a context manager.
+    """
 
     def __init__(self, runs: Sequence[RunPaths]) -> None:
         self.runs, self.console = runs, Console()
+        self.live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
         self.states: dict[Path, str] = {}
+        self.started = self.shown = self.said = time.monotonic()
+        self.first_share: float | None = None
+
+    def __enter__(self) -> ProgressPrinter:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self.shown = 0.0
+        self.update()
+        if self.live:
+            self.live.stop()
 
     def update(self) -> None:
-        """Print what changed since the last call."""
-        if time.monotonic() - self.shown < 1.0:
+        """Show what changed since the last call, at most once a second."""
+        now = time.monotonic()
+        if now - self.shown < 1.0:
             return
-        self.shown = time.monotonic()
-        for paths in self.runs:
-            row = read_status(paths)
+        self.shown = now
+        rows = [read_status(paths) for paths in self.runs]
+        summary = self._summary(rows, now)
+        if self.live:
+            self.live.update(Group(status_table(rows), summary), refresh=True)
+            return
+        for paths, row in zip(self.runs, rows, strict=True):
             if self.states.get(paths.root, "queued") != row["state"]:
-                done = sum(state == "done" for state in self.states.values()) + (row["state"] == "done")
-                score = "" if row.get("score") is None else f" score {row['score']:.3f}"
+                score = "" if row.get("score") is None else f", score {row['score']:.3f}"
                 error = f" ({row['error']})" if row.get("error") else ""
                 name = f"{row['task']} {row['method']} seed {row['seed']}"
-                self.console.print(f"[{done}/{len(self.runs)} done] {name}: {row['state']}{score}{error}")
+                self.console.print(f"{name}: {row['state']}{score}{error}", soft_wrap=True, markup=False)
+                self.said = 0.0
             self.states[paths.root] = row["state"]
+        if now - self.said >= SAY_SECONDS:
+            self.console.print(summary, highlight=False)
+            self.said = now
+
+    def _summary(self, rows: Sequence[dict[str, Any]], now: float) -> str:
+        """Runs done, and the time left at the mean pace of iterations so far."""
+        total = sum(row.get("iterations") or 1 for row in rows)
+        share = sum((row.get("iteration") or 0) for row in rows) / total
+        done = f"{sum(row['state'] == 'done' for row in rows)} of {len(rows)} runs done"
+        if self.first_share is None:
+            self.first_share = share
+        gained = share - self.first_share
+        if gained <= 0:
+            return done
+        return f"{done}, about {duration((now - self.started) * (1 - share) / gained)} left"
 
 
 @dataclass(frozen=True)
