@@ -68,13 +68,15 @@ class NoiseSchedule(nn.Module):
     ddpm_mu_coef2: Tensor
     sqrt_alphas_cumprod: Tensor
     sqrt_one_minus_alphas_cumprod: Tensor
+    sqrt_recip_alphas_cumprod: Tensor
+    sqrt_recipm1_alphas_cumprod: Tensor
 
     def __init__(self, steps: int) -> None:
         super().__init__()
-        betas = cosine_betas(steps)
+        betas = cosine_betas(steps).float()  # all else in float32 too, so that the bits are DPPO's
         alphas = 1 - betas
         signal = alphas.cumprod(0)  # abar_k
-        previous = torch.cat([torch.ones(1, dtype=torch.float64), signal[:-1]])  # abar_{k-1}
+        previous = torch.cat([torch.ones(1), signal[:-1]])  # abar_{k-1}
         tables = {
             "betas": betas,
             "alphas_cumprod": signal,
@@ -83,9 +85,11 @@ class NoiseSchedule(nn.Module):
             "ddpm_mu_coef2": (1 - previous) * alphas.sqrt() / (1 - signal),
             "sqrt_alphas_cumprod": signal.sqrt(),
             "sqrt_one_minus_alphas_cumprod": (1 - signal).sqrt(),
+            "sqrt_recip_alphas_cumprod": (1 / signal).sqrt(),
+            "sqrt_recipm1_alphas_cumprod": (1 / signal - 1).sqrt(),
         }
         for name, values in tables.items():
-            self.register_buffer(name, values.float(), persistent=False)
+            self.register_buffer(name, values, persistent=False)
 
 
 @dataclass(frozen=True)
@@ -176,9 +180,9 @@ class DiffusionPolicy(nn.Module):
             x0_coef, x_coef: (B, 1, 1) or scalars, the step's coefficients.
         """
         noise = self.network(x, timesteps, observations)
-        signal = self.schedule.sqrt_alphas_cumprod[timesteps].view(-1, 1, 1)
-        spread = self.schedule.sqrt_one_minus_alphas_cumprod[timesteps].view(-1, 1, 1)
-        x0 = ((x - spread * noise) / signal).clamp(-self.sampler.x0_clip, self.sampler.x0_clip)
+        x_gain = self.schedule.sqrt_recip_alphas_cumprod[timesteps].view(-1, 1, 1)
+        noise_gain = self.schedule.sqrt_recipm1_alphas_cumprod[timesteps].view(-1, 1, 1)
+        x0 = (x_gain * x - noise_gain * noise).clamp(-self.sampler.x0_clip, self.sampler.x0_clip)
         return x0_coef * x0 + x_coef * x
 
     def draw_noise(self, count: int, generator: torch.Generator) -> Tensor:

@@ -43,9 +43,10 @@ def test_losses_and_gradients_equal_reference(case: Case) -> None:
     torch.testing.assert_close(loss, arrays["pg_loss"], **EXACT)
     torch.testing.assert_close(metrics["actor/clip_fraction"].double(), arrays["clip_fraction"], **EXACT)
     torch.testing.assert_close(metrics["actor/ratio"].double(), arrays["ratio_mean"], **EXACT)
-    torch.testing.assert_close(metrics["actor/approx_kl"].double(), arrays["approx_kl"], rtol=1e-2, atol=1e-7)
+    # a mean of float32 differences of numbers near 1: its own rounding is some 1e-8
+    torch.testing.assert_close(metrics["actor/approx_kl"].double(), arrays["approx_kl"], rtol=1e-5, atol=2e-8)
     norm = torch.nn.utils.get_total_norm([p.grad for p in method.actor.parameters() if p.grad is not None])
-    torch.testing.assert_close(norm, arrays["actor_grad_norm"], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(norm, arrays["actor_grad_norm"], **EXACT)
     torch.testing.assert_close(method.critic(arrays["obs"]), arrays["values"], **EXACT)
 
 
@@ -55,7 +56,7 @@ def test_value_step_equals_reference(case: Case) -> None:
     metrics = method.value_step(arrays["obs"], arrays["returns"], arrays["batch_index"])
     torch.testing.assert_close(metrics["critic/value_loss"], arrays["v_loss"], **EXACT)
     norm = torch.nn.utils.get_total_norm([p.grad for p in method.critic.parameters() if p.grad is not None])
-    torch.testing.assert_close(norm, arrays["critic_grad_norm"], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(norm, arrays["critic_grad_norm"], **EXACT)
 
 
 @by_case
