@@ -18,7 +18,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "mish": nn.Mish, "si
 
 def linear(in_features: int, out_features: int, generator: torch.Generator) -> nn.Linear:
     """A linear layer initialised from `generator`."""
-    layer: nn.Linear = nn.utils.skip_init(nn.Linear, in_features, out_features)  # type: ignore[assignment]
+    layer = nn.Linear(in_features, out_features)  # whose own initial values are overwritten
     bound = 1.0 / math.sqrt(in_features)
     with torch.no_grad():
         layer.weight.uniform_(-bound, bound, generator=generator)
