@@ -26,8 +26,11 @@ import gymnasium
 import mujoco
 import numpy as np
 import torch
+from gymnasium.spaces import flatdim
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from otpr.networks import linear, polyak_update
 
 LOG_STD_RANGE = (-5.0, 2.0)
 CRITICS = 2
@@ -73,22 +76,14 @@ class Settings:
     evaluation_episodes: int = 20  # stochastic episodes of an evaluation
 
 
-def _layer(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs)
-    bound = 1.0 / math.sqrt(inputs)
-    nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
-    nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
-    return layer
-
-
 class Demonstrator(nn.Module):
     """Tanh-Gaussian policy: observation (N, O) -> action (N, A) in [-1, 1]."""
 
     def __init__(self, observation_dim: int, action_dim: int, width: int, generator: torch.Generator) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            _layer(observation_dim, width, generator), nn.ReLU(), _layer(width, width, generator), nn.ReLU(),
-            _layer(width, 2 * action_dim, generator),
+            linear(observation_dim, width, generator), nn.ReLU(), linear(width, width, generator), nn.ReLU(),
+            linear(width, 2 * action_dim, generator),
         )  # fmt: skip
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,8 +167,7 @@ class SoftActorCritic:
         new_actions, density = self.actor.sample(observations, generator)
         self._descend(0, (temperature * density - self.critic(observations, new_actions).amin(0)).mean())
         self._descend(2, -(self.log_temperature.exp() * (density.detach() + self.entropy_target)).mean())
-        targets, sources = list(self.target.parameters()), [value.detach() for value in self.critic.parameters()]
-        torch._foreach_lerp_(targets, sources, settings.target_rate)
+        polyak_update(self.target, self.critic, settings.target_rate)
 
     def _descend(self, index: int, loss: Tensor) -> None:
         parameters = self.optimisers[index].param_groups[0]["params"]
@@ -233,12 +227,12 @@ def train(task: str, seed: int, settings: Settings) -> tuple[Demonstrator, int]:
     """
     target = TARGETS[task]
     env = gymnasium.make(target.env_id)
-    shape = env.observation_space.shape, env.action_space.shape
-    agent = SoftActorCritic(shape[0][0], shape[1][0], settings, torch.Generator().manual_seed(seed))
+    observation_dim, action_dim = (flatdim(space) for space in (env.observation_space, env.action_space))
+    agent = SoftActorCritic(observation_dim, action_dim, settings, torch.Generator().manual_seed(seed))
     observation, _ = env.reset(seed=seed)
     for step in range(1, settings.max_steps + 1):
         if step <= settings.start_steps:
-            action = 2.0 * torch.rand(shape[1], generator=agent.generator).numpy() - 1.0
+            action = 2.0 * torch.rand(action_dim, generator=agent.generator).numpy() - 1.0
         else:
             action = agent.actor.act(observation[None], agent.generator)[0]
         following, reward, terminated, truncated, _ = env.step(action)

@@ -44,8 +44,9 @@ def load_suite(name: str) -> Suite:
     """
     if name not in suite_names():
         raise ValueError(f"unknown suite {name!r}; valid: {', '.join(suite_names())}")
-    values = tomllib.loads((FOLDER / f"{name}.toml").read_text())
-    return Suite(name=name, **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    values: dict[str, Any] = tomllib.loads((FOLDER / f"{name}.toml").read_text())
+    values["tasks"], values["methods"] = tuple(values["tasks"]), tuple(values["methods"])
+    return Suite(name=name, **values)
 
 
 def parse_seeds(text: str) -> list[int]:
