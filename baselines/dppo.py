@@ -16,7 +16,7 @@ from torch import Tensor
 from otpr.checks import check_choice, check_range
 from otpr.critic import adamw
 from otpr.diffusion import DiffusionPolicy
-from otpr.method import ActionChunk, Rollout, TaskShape
+from otpr.method import ActionChunk, Rollout, Rule, TaskShape
 from otpr.networks import ValueNet, network_generator
 
 MICRO_BATCH = 4096  # samples per backward pass: gradients are accumulated, so that activations stay in the cache
@@ -118,6 +118,10 @@ class DPPO:
         keep = self.settings.ft_denoising_steps
         chain = self.actor.sample_chain(observations, noise, explore, keep, early=self.frozen)
         return ActionChunk(chain[:, -1], {"chain": chain} if explore else {})
+
+    def other_rules(self) -> dict[str, Rule]:
+        """It has no Q and acts with its actor anyway."""
+        return {}
 
     def update(self, rollout: Rollout) -> dict[str, float]:
         """`update_epochs` passes of PPO over all (chunk, denoising step) pairs of the rollout."""

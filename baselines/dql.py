@@ -49,6 +49,10 @@ class DQL(OffPolicy):
         """One sample of the policy per row of (N, O)."""
         return ActionChunk(self.actor.sample(observations, explore, generator))
 
+    def candidate_q(self, observations: Tensor, candidates: Tensor) -> Tensor:
+        """The smaller target Q of candidates (N, S, H, A), (N, S)."""
+        return self.target_critic.per_candidate(observations, candidates)
+
     def critic_loss(self, batch: Batch, next_actions: Tensor) -> tuple[Tensor, Metrics]:
         """TD loss of both heads to r + gamma min target Q(s', a') with a' (B, H, A) from the current policy."""
         with torch.no_grad():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from otpr.diffusion import DiffusionPolicy
-from otpr.method import ActionChunk, Rollout, TaskShape
+from otpr.method import ActionChunk, Rollout, Rule, TaskShape
 
 
 class Frozen:
@@ -25,6 +25,10 @@ class Frozen:
     def act(self, observations: Tensor, explore: bool, generator: torch.Generator) -> ActionChunk:
         """Sample chunks for (N, O)."""
         return ActionChunk(self.policy.sample(observations, explore, generator))
+
+    def other_rules(self) -> dict[str, Rule]:
+        """There is one way to act."""
+        return {}
 
     def update(self, rollout: Rollout) -> dict[str, float]:
         """Nothing is learned."""

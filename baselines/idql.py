@@ -28,7 +28,7 @@ class IDQL(OffPolicy):
         self, settings: Settings, policy: DiffusionPolicy, shape: TaskShape, generator: torch.Generator
     ) -> None:
         super().__init__(settings, policy, shape, generator)
-        self.settings = settings
+        self.settings, self.evaluation_candidates = settings, settings.candidates
         critic_settings = CriticSettings(
             hidden_dims=settings.critic_hidden_dims,
             q_residual=settings.q_residual,
@@ -56,10 +56,14 @@ class IDQL(OffPolicy):
             explore: whether experience is being collected.
             generator: source of the draw.
         """
-        q = self.critic.candidate_q(observations, candidates)
+        q = self.candidate_q(observations, candidates)
         if not explore:
             return q.argmax(1)
         return expectile_choice(q, self.critic.value(observations), self.settings.exploration_weight, generator)
+
+    def candidate_q(self, observations: Tensor, candidates: Tensor) -> Tensor:
+        """The smaller target Q of candidates (N, S, H, A), (N, S)."""
+        return self.critic.candidate_q(observations, candidates)
 
     def critic_step(self, batch: Batch) -> Metrics:
         """V, Q and target, one step each."""

@@ -21,9 +21,9 @@ from benchmark.methods import get_arm
 from benchmark.policies import Normalizer, load_pretrained
 from benchmark.seeding import Streams
 from benchmark.spec import RunSpec
-from benchmark.store import CURVE_COLUMNS, RunPaths, load_checkpoint, save_checkpoint, write_rows
+from benchmark.store import CURVE_COLUMNS, RULE_COLUMNS, RunPaths, load_checkpoint, save_checkpoint, write_rows
 from benchmark.tasks import Task, get_task
-from otpr.method import ActionChunk, Method, Rollout, TaskShape
+from otpr.method import ActionChunk, Method, Rollout, Rule, TaskShape
 
 Act = Callable[[Tensor], ActionChunk]
 
@@ -177,6 +177,7 @@ class Trainer:
         self.learns = get_arm(spec.method).learns
         self.iteration, self.wall_seconds = 0, 0.0
         self.curve: list[dict[str, Any]] = []
+        self.rule_rows: list[dict[str, Any]] = []  # of `evaluations.csv`
         self.metrics: list[dict[str, Any]] = []
 
     @property
@@ -198,13 +199,13 @@ class Trainer:
         started = time.perf_counter()
         row: dict[str, Any] = {}
         if not self.curve:
-            self._evaluate(self.pretrained)
+            self._record_evaluation(self.pretrained)
         else:
             row = self._train()
         evaluated = time.perf_counter()
         due = self.iteration % self.spec.loop.eval_every == 0 or self.done
         if self.iteration and due:
-            self._evaluate(self.method)
+            self._record_evaluation(self.method)
         self.wall_seconds += time.perf_counter() - started
         if due:
             self.curve[-1]["wall_seconds"] = round(self.wall_seconds, 3)
@@ -233,26 +234,23 @@ class Trainer:
             **{name: round(value, 4) for name, value in times.items()},
         }
 
-    def _evaluate(self, method: Method) -> None:
-        count, device = self.spec.loop.eval_episodes, self.spec.device
-        indices = np.arange(count)
-        seeds = self.streams.episodes("evaluation-episode", indices, np.zeros(count, dtype=np.int64))
+    def _record_evaluation(self, method: Method) -> None:
+        at = {"iteration": self.iteration, "env_steps": self.env_steps}
+        row = self._evaluate(lambda observations, generator: method.act(observations, False, generator))
+        self.curve.append(row | at | {"gradient_steps": self.method.gradient_steps})
+        if self.spec.loop.evaluate_rules:
+            rules = method.other_rules().items()
+            self.rule_rows += [self._evaluate(rule) | at | {"rule": name} for name, rule in rules]
+
+    def _evaluate(self, rule: Rule) -> dict[str, Any]:
+        """Every rule plays the same episodes with the same noise."""
+        indices, device = np.arange(self.spec.loop.eval_episodes), self.spec.device
+        seeds = self.streams.episodes("evaluation-episode", indices, np.zeros_like(indices))
         generator = self.streams.torch("evaluation-actions", device)
         returns = evaluate(
-            self.evaluation_env,
-            lambda observations: method.act(observations, False, generator),
-            self.normalizer,
-            seeds,
-            device,
+            self.evaluation_env, lambda observations: rule(observations, generator), self.normalizer, seeds, device
         )
-        self.curve.append(
-            curve_row(self.task, returns)
-            | {
-                "iteration": self.iteration,
-                "env_steps": self.env_steps,
-                "gradient_steps": self.method.gradient_steps,
-            }
-        )
+        return curve_row(self.task, returns)
 
     def save(self, paths: RunPaths) -> None:
         """Write the checkpoint."""
@@ -261,6 +259,7 @@ class Trainer:
             "iteration": self.iteration,
             "wall_seconds": self.wall_seconds,
             "curve": self.curve,
+            "rule_rows": self.rule_rows,
             "metrics": self.metrics,
             "collector": self.collector.state_dict(),
             "method": self.method.state_dict(),
@@ -268,8 +267,10 @@ class Trainer:
         save_checkpoint(paths.checkpoint, state)
 
     def record(self, paths: RunPaths) -> None:
-        """Write `curve.csv` and `metrics.csv`."""
+        """Write `curve.csv`, `metrics.csv` and, where asked for, `evaluations.csv`."""
         write_rows(paths.curve, self.curve, CURVE_COLUMNS)
+        if self.rule_rows:
+            write_rows(paths.evaluations, self.rule_rows, RULE_COLUMNS)
         write_rows(paths.metrics, self.metrics, ("iteration", "env_steps"))
 
     def restore(self, paths: RunPaths) -> None:
@@ -284,7 +285,7 @@ class Trainer:
         if state.get("digest") != self.spec.digest:
             raise ValueError(f"{paths.checkpoint}: checkpoint of another specification")
         self.iteration, self.wall_seconds = state["iteration"], state["wall_seconds"]
-        self.curve, self.metrics = state["curve"], state["metrics"]
+        self.curve, self.rule_rows, self.metrics = state["curve"], state["rule_rows"], state["metrics"]
         self.collector.load_state_dict(state["collector"])
         self.method.load_state_dict(state["method"])
 

@@ -48,8 +48,7 @@ class RunSpec:
     def as_dict(self) -> dict[str, Any]:
         """The JSON object, with format and digest."""
         content = {"format": FORMAT, **dataclasses.asdict(self)}
-        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-        return {**json.loads(canonical), "digest": hashlib.sha256(canonical.encode()).hexdigest()}
+        return {**json.loads(_canonical(content)), "digest": _digest(content)}
 
     @property
     def digest(self) -> str:
@@ -58,21 +57,30 @@ class RunSpec:
 
     @staticmethod
     def from_dict(value: dict[str, Any]) -> RunSpec:
-        """Read what `as_dict` made.
+        """Read what `as_dict` made, also before a setting was added: what it lacks has the default, its old behaviour.
 
         Raises:
             ValueError: another format, missing or unknown fields, or a digest that does not fit.
         """
-        fields = {key: item for key, item in value.items() if key not in ("format", "digest")}
+        content = {key: item for key, item in value.items() if key != "digest"}
+        if value.get("format") != FORMAT or value.get("digest") != _digest(content):
+            raise ValueError(f"specification of format {value.get('format')} whose digest does not fit its content")
+        fields = {key: item for key, item in content.items() if key != "format"}
         try:
             fields["loop"] = LoopSettings(**fields["loop"])
             fields["sampler"] = SamplerSettings(**fields["sampler"])
             spec = RunSpec(**fields)
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a run's specification ({error})") from error
-        if value.get("format") != FORMAT or value.get("digest") != spec.digest:
-            raise ValueError(f"specification of format {value.get('format')} whose digest does not fit its content")
-        return spec
+        return dataclasses.replace(spec, settings=dataclasses.asdict(spec.method_settings()))
+
+
+def _canonical(content: dict[str, Any]) -> str:
+    return json.dumps(content, sort_keys=True, separators=(",", ":"))
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(_canonical(content).encode()).hexdigest()
 
 
 def make_spec(
@@ -80,7 +88,7 @@ def make_spec(
     method: str,
     seed: int,
     protocol: str,
-    loop_values: dict[str, int],
+    loop_values: dict[str, Any],
     sampler_values: dict[str, Any],
     overrides: dict[str, Any],
     threads: int,

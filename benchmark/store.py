@@ -24,6 +24,7 @@ CURVE_COLUMNS = (
     "success_rate",
     "score",
 )
+RULE_COLUMNS = ("iteration", "env_steps", "rule", "episodes", "return_mean", "return_std", "success_rate", "score")
 STATES = ("queued", "running", "done", "failed", "diverged", "timed-out", "cancelled")
 
 
@@ -42,6 +43,11 @@ class RunPaths:
     def curve(self) -> Path:
         """One row per evaluation."""
         return self.root / "curve.csv"
+
+    @property
+    def evaluations(self) -> Path:
+        """One row per evaluation and other rule of acting, where the loop asks for them."""
+        return self.root / "evaluations.csv"
 
     @property
     def metrics(self) -> Path:

@@ -48,6 +48,7 @@ class LoopSettings:
     iterations: int  # training iterations
     eval_every: int  # iterations between evaluations; the last is always evaluated
     eval_episodes: int  # whole episodes per evaluation
+    evaluate_rules: bool = False  # each evaluation also records the method's other rules of acting (evaluations.csv)
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -56,7 +57,7 @@ class LoopSettings:
             ValueError: a size below 1.
         """
         for name, value in vars(self).items():
-            if value < 1:
+            if name != "evaluate_rules" and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
 
 

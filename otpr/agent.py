@@ -34,7 +34,7 @@ class OTPR(OffPolicy):
         self, settings: Settings, policy: DiffusionPolicy, shape: TaskShape, generator: torch.Generator
     ) -> None:
         super().__init__(settings, policy, shape, generator)
-        self.settings = settings
+        self.settings, self.evaluation_candidates = settings, settings.candidates
         chunk_dim = shape.action_horizon * shape.action_dim
         init = network_generator(generator)
         self.critic = ImplicitQCritic(settings.critic(), shape.observation_dim, chunk_dim, init, generator.device)
@@ -55,6 +55,10 @@ class OTPR(OffPolicy):
         else:
             index = expectile_choice(-cost, torch.zeros_like(cost[:, 0]), self.settings.exploration_weight, generator)
         return ActionChunk(pick(candidates, index))
+
+    def candidate_q(self, observations: Tensor, candidates: Tensor) -> Tensor:
+        """The smaller target Q of candidates (N, S, H, A), (N, S)."""
+        return self.critic.candidate_q(observations, candidates)
 
     @torch.no_grad()
     def cost(self, observations: Tensor, chunks: Tensor) -> Tensor:

@@ -111,9 +111,7 @@ class ImplicitQCritic:
 
     def candidate_q(self, observations: Tensor, candidates: Tensor) -> Tensor:
         """`min_target_q` of S candidates (N, S, H, A) for each of (N, O) observations, (N, S)."""
-        number = candidates.shape[1]
-        q = self.min_target_q(observations.repeat_interleave(number, 0), candidates.flatten(0, 1))
-        return q.view(-1, number)
+        return self.target_q.per_candidate(observations, candidates)
 
     def value(self, observations: Tensor) -> Tensor:
         """V of observations (B, O), (B,)."""

@@ -7,6 +7,7 @@ task's statistics.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -61,6 +62,9 @@ class Rollout:
     extras: dict[str, Tensor] = field(default_factory=dict)
 
 
+Rule = Callable[[Tensor, torch.Generator], ActionChunk]  # observations (N, O), generator -> chunks
+
+
 class Method(Protocol):
     """A fine-tuning method. Constructed as ``Method(settings, policy, shape, generator)``.
 
@@ -72,6 +76,10 @@ class Method(Protocol):
 
     def act(self, observations: Tensor, explore: bool, generator: torch.Generator) -> ActionChunk:
         """Choose chunks for `observations` (N, O); `explore` is true while collecting and false in evaluation."""
+        ...
+
+    def other_rules(self) -> dict[str, Rule]:
+        """Other ways to act in evaluation, by name: "actor", one sample of it; "best_q", its candidate of largest Q."""
         ...
 
     def update(self, rollout: Rollout) -> dict[str, float]:

@@ -195,6 +195,12 @@ class TwinQ(nn.Module):
         """The smaller of the two, (B,)."""
         return torch.minimum(*self(observations, actions))
 
+    def per_candidate(self, observations: Tensor, candidates: Tensor) -> Tensor:
+        """The smaller of the two for S candidates (N, S, H, A) of each of (N, O) observations, (N, S)."""
+        number = candidates.shape[1]
+        q = self.minimum(observations.repeat_interleave(number, 0), candidates.flatten(0, 1))
+        return q.view(-1, number)
+
 
 class ValueNet(nn.Module):
     """State value V(s); its key is ``Q1``, as in DPPO's checkpoints."""

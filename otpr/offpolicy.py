@@ -13,7 +13,7 @@ from torch import Tensor
 from otpr.checks import check_choice, check_range
 from otpr.critic import Metrics, adamw, descend
 from otpr.diffusion import DiffusionPolicy
-from otpr.method import ActionChunk, Rollout, TaskShape
+from otpr.method import ActionChunk, Rollout, Rule, TaskShape
 from otpr.replay import TIME_LIMITS, Batch, Replay, TimeLimit
 
 
@@ -104,6 +104,7 @@ class OffPolicy(ABC):
 
     stateful: ClassVar[tuple[str, ...]] = ("actor", "actor_optimizer", "replay", "critic")
     critic: Any
+    evaluation_candidates: int = 10  # of the rule "best_q"
 
     def __init__(
         self, settings: OffPolicySettings, policy: DiffusionPolicy, shape: TaskShape, generator: torch.Generator
@@ -138,6 +139,24 @@ class OffPolicy(ABC):
     @abstractmethod
     def act(self, observations: Tensor, explore: bool, generator: torch.Generator) -> ActionChunk:
         """Choose chunks for `observations` (N, O)."""
+
+    @abstractmethod
+    def candidate_q(self, observations: Tensor, candidates: Tensor) -> Tensor:
+        """The smaller target Q of S candidates (N, S, H, A) for each of (N, O) observations, (N, S)."""
+
+    def other_rules(self) -> dict[str, Rule]:
+        """One sample of the actor; the candidate of largest target Q."""
+
+        @torch.no_grad()
+        def actor(observations: Tensor, generator: torch.Generator) -> ActionChunk:
+            return ActionChunk(self.actor.sample(observations, False, generator))
+
+        @torch.no_grad()
+        def best_q(observations: Tensor, generator: torch.Generator) -> ActionChunk:
+            candidates = sample_candidates(self.actor, observations, self.evaluation_candidates, False, generator)
+            return ActionChunk(pick(candidates, self.candidate_q(observations, candidates).argmax(1)))
+
+        return {"actor": actor, "best_q": best_q}
 
     @abstractmethod
     def critic_step(self, batch: Batch) -> Metrics:

@@ -26,7 +26,7 @@ class Suite:
     methods: tuple[str, ...]
     seeds: str  # "N" for 0..N-1, or "A-B"
     threads: int = 1  # of every run; part of its spec
-    loop: dict[str, int] = field(default_factory=dict)  # what differs from the task's loop sizes
+    loop: dict[str, Any] = field(default_factory=dict)  # what differs from the task's loop sizes
     sampler: dict[str, Any] = field(default_factory=dict)  # what differs from the default sampler
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)  # per method, what differs from its tables
 
