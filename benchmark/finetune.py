@@ -19,11 +19,12 @@ from baselines import frozen
 from benchmark.envs import VectorEnv, make_env
 from benchmark.methods import get_arm
 from benchmark.policies import Normalizer, load_pretrained
+from benchmark.policies.demonstrations import load_demonstrations
 from benchmark.seeding import Streams
 from benchmark.spec import RunSpec
 from benchmark.store import CURVE_COLUMNS, RULE_COLUMNS, RunPaths, load_checkpoint, save_checkpoint, write_rows
 from benchmark.tasks import Task, get_task
-from otpr.method import ActionChunk, Method, Rollout, Rule, TaskShape
+from otpr.method import ActionChunk, Demonstrations, Method, Rollout, Rule, TaskShape
 
 Act = Callable[[Tensor], ActionChunk]
 
@@ -171,7 +172,11 @@ class Trainer:
         policy = pretrained.policy.to(spec.device)
         self.shape = TaskShape(task.observation_dim, task.action_dim, task.action_horizon, loop.n_envs, loop.n_steps)
         self.method: Method = get_arm(spec.method).build(
-            spec.method_settings(), policy, self.shape, self.streams.torch("updates", spec.device)
+            spec.method_settings(),
+            policy,
+            self.shape,
+            self.streams.torch("updates", spec.device),
+            demonstrations_of(spec),
         )
         self.pretrained: Method = frozen.Frozen(frozen.Settings(), policy, self.shape, torch.Generator())
         self.learns = get_arm(spec.method).learns
@@ -293,6 +298,23 @@ class Trainer:
         """Release the environments."""
         self.collector.env.close()
         self.evaluation_env.close()
+
+
+def demonstrations_of(spec: RunSpec) -> Demonstrations | None:
+    """The expert pairs that the spec names.
+
+    Raises:
+        ValueError: what is installed is not what the run was specified with.
+    """
+    if not spec.demonstrations_digest:
+        return None
+    held = load_demonstrations(get_task(spec.task))
+    if held.digest != spec.demonstrations_digest:
+        raise ValueError(
+            f"the expert pairs of {spec.task} have digest {held.digest[:12]}, "
+            f"the run was specified with {spec.demonstrations_digest[:12]}"
+        )
+    return held.pairs
 
 
 def curve_row(task: Task, returns: NDArray[np.float64]) -> dict[str, Any]:

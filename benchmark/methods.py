@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from otpr.diffusion import DiffusionPolicy
-from otpr.method import Method, TaskShape
+from otpr.method import Demonstrations, Method, TaskShape
 
 
 @dataclass(frozen=True)
@@ -30,23 +30,48 @@ class Arm:
         """Import the module."""
         return importlib.import_module(self.module)
 
-    def build(self, settings: Any, policy: DiffusionPolicy, shape: TaskShape, generator: torch.Generator) -> Method:
-        """Construct the method around a copy of `policy`.
+    def build(
+        self,
+        settings: Any,
+        policy: DiffusionPolicy,
+        shape: TaskShape,
+        generator: torch.Generator,
+        demonstrations: Demonstrations | None,
+    ) -> Method:
+        """Construct the method around a copy of `policy`; `demonstrations` reach those alone that use them.
 
         Raises:
-            ValueError: settings that do not fit the policy or the task.
+            ValueError: settings that do not fit the policy, the task or the demonstrations.
         """
-        return getattr(self.load(), self.class_name)(settings, policy, shape, generator)
+        more = (demonstrations,) if uses_demonstrations(settings) else ()
+        return getattr(self.load(), self.class_name)(settings, policy, shape, generator, *more)
 
+
+# OTPR-M: keypoints from expert pairs are part of the method as its paper's abstract states it.
+MASKED: dict[str, Any] = {"keypoints": 16, "guide_weight": 0.5, "expert_fraction": 0.25}
 
 ARMS: dict[str, Arm] = {
-    "otpr": Arm("otpr.agent", "OTPR"),
+    "otpr": Arm("otpr.agent", "OTPR", MASKED),
+    "otpr-m": Arm("otpr.agent", "OTPR", MASKED),
+    "otpr-u": Arm("otpr.agent", "OTPR"),
+    "otpr-u-expert": Arm("otpr.agent", "OTPR", {"expert_fraction": 0.25}),
+    "otpr-relaxed": Arm("otpr.agent", "OTPR", MASKED | {"action_bound": 4.0}),
+    "otpr-q": Arm("otpr.agent", "OTPR", MASKED | {"guidance": "q"}),
+    "otpr-advantage": Arm("otpr.agent", "OTPR", MASKED | {"guidance": "advantage"}),
+    "otpr-weighting": Arm("otpr.agent", "OTPR", MASKED | {"selection": False}),
+    "otpr-selection": Arm("otpr.agent", "OTPR", MASKED | {"weighting": False}),
+    "otpr-released": Arm("otpr.released", "ReleasedOTPR"),
     "dppo": Arm("baselines.dppo", "DPPO"),
     "idql": Arm("baselines.idql", "IDQL"),
     "dql": Arm("baselines.dql", "DQL"),
     "dql-dppo": Arm("baselines.dql", "DQL", {"bc_on": "policy"}),
     "frozen": Arm("baselines.frozen", "Frozen", learns=False),
 }
+
+
+def uses_demonstrations(settings: Any) -> bool:
+    """Whether offline data takes part in fine-tuning with these settings."""
+    return getattr(settings, "uses_demonstrations", False)
 
 
 def get_arm(name: str) -> Arm:

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from benchmark.methods import build_settings, get_arm, resolve_settings
+from benchmark.methods import build_settings, get_arm, resolve_settings, uses_demonstrations
 from benchmark.policies import load_pretrained
+from benchmark.policies.demonstrations import load_demonstrations
 from benchmark.seeding import BASE_SEED
 from benchmark.tasks import LoopSettings, get_task
 from otpr.diffusion import SamplerSettings
@@ -36,6 +37,7 @@ class RunSpec:
     threads: int = 1
     device: str = "cpu"
     base_seed: int = BASE_SEED
+    demonstrations_digest: str = ""  # of the expert pairs that take part in fine-tuning; empty where none do
 
     def method_settings(self) -> Any:
         """The method's settings dataclass.
@@ -105,10 +107,13 @@ def make_spec(
             pre-trained policy that is missing or damaged.
     """
     task = get_task(task_name)
-    settings = dataclasses.asdict(resolve_settings(method, task.family, protocol, overrides))
+    resolved = resolve_settings(method, task.family, protocol, overrides)
     loop = dataclasses.replace(task.loop(protocol), **loop_values)
     sampler = SamplerSettings(**sampler_values)
     pretrained = load_pretrained(task, sampler)
+    demonstrations = None
+    if uses_demonstrations(resolved):
+        demonstrations = load_demonstrations(task)
     spec = RunSpec(
         task=task_name,
         method=method,
@@ -116,12 +121,14 @@ def make_spec(
         protocol=protocol,
         loop=loop,
         sampler=sampler,
-        settings=settings,
+        settings=dataclasses.asdict(resolved),
         policy_digest=pretrained.digest,
         data_digest=pretrained.data_digest,
         threads=threads,
         device=device,
+        demonstrations_digest="" if demonstrations is None else demonstrations.digest,
     )
     shape = TaskShape(task.observation_dim, task.action_dim, task.action_horizon, loop.n_envs, loop.n_steps)
-    get_arm(method).build(spec.method_settings(), pretrained.policy, shape, torch.Generator())
+    pairs = None if demonstrations is None else demonstrations.pairs
+    get_arm(method).build(spec.method_settings(), pretrained.policy, shape, torch.Generator(), pairs)
     return spec

@@ -1,8 +1,8 @@
-"""OTPR: optimal-transport-guided score-based diffusion policy (Sun et al. 2025, arXiv 2502.12631), its unmasked arm.
+"""OTPR: optimal-transport-guided score-based diffusion policy (Sun et al. 2025, arXiv 2502.12631).
 
-Transport between replayed states and replayed chunks with cost -Q gives a compatibility H(s, a), the density of the
-plan against the product of both. H weights the denoising loss and draws the executed chunk among the actor's
-candidates.
+Transport between states and action chunks with cost -Q, guided by expert keypoints, gives a compatibility H(s, a): the
+density of the plan against the product of both. H weights the denoising loss (eq. 10) and draws the executed chunk
+among the actor's candidates. `otpr/README.md` says where paper, released code and this file differ.
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from otpr.checks import check_range
+from otpr.checks import check_choice, check_range
 from otpr.critic import CriticSettings, ImplicitQCritic, Metrics, expectile_choice
 from otpr.diffusion import DiffusionPolicy
-from otpr.method import ActionChunk, TaskShape
+from otpr.duality import effective_share
+from otpr.keypoints import Keypoints
+from otpr.method import ActionChunk, Demonstrations, TaskShape
 from otpr.networks import network_generator
 from otpr.offpolicy import SHORT_BUDGETS, OffPolicy, OffPolicySettings, average, pick, sample_candidates
 from otpr.replay import Batch
-from otpr.transport import Transport, TransportSettings, effective_share
+from otpr.transport import Transport, TransportSettings
 
-SELECTION_FLOOR = 1e-7  # added to H of every candidate: where all are zero the draw is uniform, as released
+GUIDANCES = ("h", "q", "advantage")
+SELECTION_FLOOR = 1e-7  # added to every candidate's weight: where all are zero the draw is uniform, as released
 
 
 class OTPR(OffPolicy):
@@ -31,29 +34,48 @@ class OTPR(OffPolicy):
     stateful = ("actor", "actor_optimizer", "replay", "critic", "transport")
 
     def __init__(
-        self, settings: Settings, policy: DiffusionPolicy, shape: TaskShape, generator: torch.Generator
+        self,
+        settings: Settings,
+        policy: DiffusionPolicy,
+        shape: TaskShape,
+        generator: torch.Generator,
+        demonstrations: Demonstrations | None = None,
     ) -> None:
+        """`demonstrations` are needed where `settings.uses_demonstrations`.
+
+        Raises:
+            ValueError: settings that ask for more keypoints or a larger share of demonstrations than there are.
+        """
         super().__init__(settings, policy, shape, generator)
         self.settings, self.evaluation_candidates = settings, settings.candidates
         chunk_dim = shape.action_horizon * shape.action_dim
         init = network_generator(generator)
-        self.critic = ImplicitQCritic(settings.critic(), shape.observation_dim, chunk_dim, init, generator.device)
-        self.transport = Transport(settings.transport(), shape.observation_dim, chunk_dim, init, generator.device)
+        sizes = (shape.observation_dim, chunk_dim, init, generator.device)
+        self.critic = ImplicitQCritic(settings.critic(), *sizes)
+        self.transport = Transport(settings.transport(), *sizes, settings.cost_shares)
+        self.expert = _expert(settings, demonstrations, generator.device)
+        self.keypoints = _keypoints(settings, self.expert, init)
         self.selections: list[Metrics] = []  # of the chunks chosen since the last update
+
+    @property
+    def guided(self) -> bool:
+        """Whether the guidance has been learned: the first actor steps have been taken."""
+        return self.iteration > self.settings.critic_warmup_iterations
 
     @torch.no_grad()
     def act(self, observations: Tensor, explore: bool, generator: torch.Generator) -> ActionChunk:
-        """Sample candidates for (N, O) and draw one in proportion to H, in evaluation too (the paper's rule).
+        """Sample candidates for (N, O), draw one in proportion to its guidance, in evaluation too: the paper's rule.
 
-        Before the first fit the draw is IDQL's, as in the released code.
+        Before there is guidance the draw is IDQL's, as in the released code. Without selection: one sample.
         """
+        if not self.settings.selection:
+            return ActionChunk(self.actor.sample(observations, explore, generator))
         candidates = sample_candidates(self.actor, observations, self.settings.candidates, explore, generator)
-        cost = self.cost(observations, candidates)
-        if self.transport.fits:
-            h = self.transport.compatibility(observations, candidates, cost)
-            index = self.resample(h, explore, generator)
+        if self.guided:
+            index = self.resample(self.guidance(observations, candidates), explore, generator)
         else:
-            index = expectile_choice(-cost, torch.zeros_like(cost[:, 0]), self.settings.exploration_weight, generator)
+            q, value = self.candidate_q(observations, candidates), self.critic.value(observations)
+            index = expectile_choice(q, value, self.settings.exploration_weight, generator)
         return ActionChunk(pick(candidates, index))
 
     def candidate_q(self, observations: Tensor, candidates: Tensor) -> Tensor:
@@ -62,20 +84,32 @@ class OTPR(OffPolicy):
 
     @torch.no_grad()
     def cost(self, observations: Tensor, chunks: Tensor) -> Tensor:
-        """Transport cost V - Q of S chunks (B, S, H, A) at each of (B, O) observations, (B, S).
+        """Cost terms of S chunks (B, S, H, A) at each of (B, O) observations: V - Q and, with keypoints, the guide.
 
-        The plan is that of -Q, since V depends on the state alone; the numbers are better conditioned.
+        (B, S, 1 or 2). The plan is that of -Q, since V depends on the state alone; the numbers are better conditioned.
         """
-        return self.critic.value(observations)[:, None] - self.critic.candidate_q(observations, chunks)
+        terms = [self.critic.value(observations)[:, None] - self.candidate_q(observations, chunks)]
+        if self.keypoints is not None:
+            terms.append(self.keypoints.guide(observations, chunks))
+        return torch.stack(terms, -1)
 
-    def resample(self, h: Tensor, explore: bool, generator: torch.Generator) -> Tensor:
-        """Draw a candidate per state with probability H / sum H; h is (N, S), the result (N,) int64."""
-        weights = h + SELECTION_FLOOR
-        share = weights / weights.sum(1, keepdim=True)
+    @torch.no_grad()
+    def guidance(self, observations: Tensor, chunks: Tensor) -> Tensor:
+        """What weights and selects S chunks (B, S, H, A) at (B, O): H, (Q)_+ or (Q - V)_+, (B, S)."""
+        if self.settings.guidance == "h":
+            return self.transport.compatibility(observations, chunks, self.cost(observations, chunks))
+        q = self.candidate_q(observations, chunks)
+        base = self.critic.value(observations)[:, None] if self.settings.guidance == "advantage" else 0.0
+        return (q - base).relu()
+
+    def resample(self, weights: Tensor, explore: bool, generator: torch.Generator) -> Tensor:
+        """Draw a candidate per state with probability w / sum w of weights (N, S); the result is (N,) int64."""
+        floored = weights + SELECTION_FLOOR
+        share = floored / floored.sum(1, keepdim=True)
         if explore:
-            entropy = -(share * share.log()).sum(1).mean() / torch.tensor(float(h.shape[1])).log()
-            empty = (h.sum(1) == 0).float().mean()
-            self.selections.append({"transport/selection_entropy": entropy, "transport/selection_empty": empty})
+            entropy = -torch.xlogy(share, share).sum(1).mean() / torch.tensor(float(max(share.shape[1], 2))).log()
+            empty = (weights.sum(1) == 0).float().mean()
+            self.selections.append({"actor/selection_entropy": entropy, "actor/selection_empty": empty})
         return torch.multinomial(share, 1, generator=generator)[:, 0]
 
     def learn(self) -> dict[str, float]:
@@ -83,7 +117,8 @@ class OTPR(OffPolicy):
         count = self.steps_per_iteration
         metrics = self.minibatches(count, self.critic_step)
         if self.trains_actor:
-            metrics |= self.fit_transport()
+            if self.settings.guidance == "h":
+                metrics |= self.fit_transport()
             metrics |= self.minibatches(count, self.actor_step)
         if self.selections:
             metrics |= average(self.selections)
@@ -91,32 +126,73 @@ class OTPR(OffPolicy):
         return metrics
 
     def fit_transport(self) -> dict[str, float]:
-        """Fit the potentials to the replay's marginals: its states and its chunks, every one with every other."""
-        batch = self.replay.sample(self.transport.settings.points, self.generator)
-        return self.transport.fit(batch.observations, batch.actions, self.cost)
+        """Fit the potentials: keypoints first, then replayed states against replayed and freshly sampled chunks."""
+        settings, fixed = self.settings, self.keypoints
+        known = 0 if fixed is None else len(fixed)
+        batch = self.replay.sample(settings.transport_block_size - known, self.generator)
+        observations, chunks = batch.observations, batch.actions
+        sampled = round(settings.policy_share * len(chunks))
+        if sampled:
+            fresh = self.actor.sample(observations[:sampled], True, self.generator)
+            chunks = torch.cat([fresh, chunks[sampled:]])
+        if fixed is not None:
+            observations = torch.cat([fixed.observations, observations])
+            chunks = torch.cat([fixed.chunks, chunks])
+        return self.transport.fit(observations, chunks, self.cost, known)
 
     def critic_step(self, batch: Batch) -> Metrics:
         """V, Q and target, one step each."""
         return self.critic.update(batch)
 
     def actor_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """Denoising loss weighted by H (eq. 10), normalised to mean one over the batch and clipped."""
-        weights = self.weights(batch)
-        losses = self.actor.bc_losses(batch.actions, batch.observations, self.generator)
+        """Denoising loss weighted by the guidance (eq. 10) on replayed and expert pairs."""
+        observations, actions = self.actor_pairs(batch)
+        losses = self.actor.bc_losses(actions, observations, self.generator)
+        metrics = {"actor/bc_loss": losses.detach().mean()}
+        if not self.settings.weighting:
+            return losses.mean(), metrics
+        weights = self.weights(observations, actions)
         loss = (weights * losses).mean()
-        return loss, {
+        return loss, metrics | {
             "actor/weighted_bc_loss": loss.detach(),
-            "actor/bc_loss": losses.detach().mean(),
             "actor/weight_effective_share": effective_share(weights),
             "actor/weight_zero_share": (weights == 0).float().mean(),
         }
 
+    def actor_pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Observations (B, O) and chunks (B, H, A): the batch, its first `expert_fraction` replaced by expert pairs."""
+        count = round(self.settings.expert_fraction * len(batch.actions))
+        if self.expert is None or not count:
+            return batch.observations, batch.actions
+        picks = torch.randint(len(self.expert.actions), (count,), generator=self.generator, device=batch.actions.device)
+        observations = torch.cat([self.expert.observations[picks], batch.observations[count:]])
+        return observations, torch.cat([self.expert.actions[picks], batch.actions[count:]])
+
     @torch.no_grad()
-    def weights(self, batch: Batch) -> Tensor:
-        """H of the replayed pairs over its batch mean, at most `weight_clip`, (B,)."""
-        chunks = batch.actions[:, None]  # (B, 1, H, A)
-        h = self.transport.compatibility(batch.observations, chunks, self.cost(batch.observations, chunks))[:, 0]
-        return (h / h.mean().clamp(min=SELECTION_FLOOR)).clamp(max=self.settings.weight_clip)
+    def weights(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Guidance of the pairs (B, O), (B, H, A) over its batch mean, at most `weight_clip`, (B,)."""
+        w = self.guidance(observations, actions[:, None])[:, 0]
+        return (w / w.mean().clamp(min=SELECTION_FLOOR)).clamp(max=self.settings.weight_clip)
+
+
+def _expert(settings: Settings, demonstrations: Demonstrations | None, device: torch.device) -> Demonstrations | None:
+    """The demonstrations of the best `expert_share` of episodes, where the settings use any."""
+    if not settings.uses_demonstrations:
+        return None
+    if demonstrations is None:
+        raise ValueError("keypoints and expert_fraction need demonstrations, and this task has none")
+    best = demonstrations.best(settings.expert_share)
+    return Demonstrations(*(getattr(best, name).to(device) for name in ("observations", "actions", "ranks")))
+
+
+def _keypoints(settings: Settings, expert: Demonstrations | None, generator: torch.Generator) -> Keypoints | None:
+    """A fixed random choice of expert pairs, drawn with `generator` (CPU)."""
+    if expert is None or not settings.keypoints:
+        return None
+    if settings.keypoints > len(expert.actions):
+        raise ValueError(f"keypoints must be at most the {len(expert.actions)} expert pairs, got {settings.keypoints}")
+    picks = torch.randperm(len(expert.actions), generator=generator)[: settings.keypoints].to(expert.actions.device)
+    return Keypoints(expert.observations[picks], expert.actions[picks], settings.relation_temperature)
 
 
 @dataclass(frozen=True)
@@ -127,25 +203,53 @@ class Settings(OffPolicySettings):
     expectile: float = 0.8  # of the value regression
     exploration_weight: float = 0.7  # of the draw before the first fit, as in IDQL
     critic_tau: float = 0.001  # Polyak rate of the target critic, per gradient step
-    epsilon: float = 0.1  # strength of the L2 regulariser, in units of the standardised cost
-    transport_block_size: int = 512  # states and chunks of one fit, every one with every other
-    transport_first_steps: int = 1000  # Adam steps of the first fit
-    transport_warm_steps: int = 200  # Adam steps of each later fit, which goes on from the one before
-    transport_learning_rate: float = 3e-3
+    guidance: str = "h"  # what weights and selects: "h", or in its place "q" or "advantage", cut off at zero
+    weighting: bool = True  # weight the denoising loss by the guidance
+    selection: bool = True  # draw the executed chunk among candidates by the guidance
     weight_clip: float = 10.0  # largest weight of a sample, in multiples of the batch mean
+    regulariser: str = "l2"  # of the transport, or "entropic"
+    epsilon: float = 0.1  # strength of the regulariser, in units of the standardised cost
+    action_bound: float = 1.0  # w of the relaxed action marginal; 1 is strict
+    policy_share: float = 0.5  # of the chunks in a fit that the actor samples at the fit's states; the rest is replayed
+    transport_block_size: int = 512  # states and chunks of one fit, every one with every other
+    transport_first_steps: int = 1000  # most Adam steps of the first fit
+    transport_warm_steps: int = 200  # most Adam steps of each later fit, which goes on from the one before
+    transport_tolerance: float = 0.01  # marginal error at which a fit stops early
+    transport_learning_rate: float = 3e-3
+    keypoints: int = 0  # K expert pairs of the mask and of the guide; 0: unmasked, cost -Q alone
+    guide_weight: float = 0.0  # share of the guide in the cost, each in units of its deviation; the rest is -Q
+    relation_temperature: float = 0.1  # of the softmax over distances to keypoints
+    expert_share: float = 0.1  # of the data's episodes, best by return, whose chunks count as expert pairs
+    expert_fraction: float = 0.0  # of the actor's batches that is expert pairs
 
     def __post_init__(self) -> None:
         """Check the values.
 
         Raises:
-            ValueError: a value outside its range.
+            ValueError: a value outside its range, or a combination without meaning.
         """
         super().__post_init__()
-        check_range(self, ("candidates", "transport_block_size"), 1, float("inf"))
-        check_range(self, ("transport_first_steps", "transport_warm_steps"), 1, float("inf"))
+        check_choice(self, "guidance", GUIDANCES)
+        check_range(self, ("candidates",), 1, float("inf"))
         check_range(self, ("expectile", "exploration_weight"), 0, 1, open_ends=True)
-        check_range(self, ("critic_tau",), 0, 1)
-        check_range(self, ("epsilon", "transport_learning_rate", "weight_clip"), 0, float("inf"), open_ends=True)
+        check_range(self, ("critic_tau", "policy_share", "guide_weight", "expert_share", "expert_fraction"), 0, 1)
+        check_range(self, ("weight_clip", "relation_temperature"), 0, float("inf"), open_ends=True)
+        check_range(self, ("keypoints",), 0, self.transport_block_size - 1)
+        self.transport()
+        if self.guide_weight and not self.keypoints:
+            raise ValueError(f"guide_weight {self.guide_weight} needs keypoints, got keypoints 0")
+        if not (self.weighting or self.selection):
+            raise ValueError("weighting and selection are both off, which leaves nothing of the method")
+
+    @property
+    def uses_demonstrations(self) -> bool:
+        """Whether offline data takes part in fine-tuning."""
+        return self.keypoints > 0 or self.expert_fraction > 0
+
+    @property
+    def cost_shares(self) -> tuple[float, ...]:
+        """Shares of -Q and of the guide in the cost."""
+        return (1.0 - self.guide_weight, self.guide_weight) if self.keypoints else (1.0,)
 
     def critic(self) -> CriticSettings:
         """The critic's part."""
@@ -161,10 +265,13 @@ class Settings(OffPolicySettings):
     def transport(self) -> TransportSettings:
         """The transport's part."""
         return TransportSettings(
+            regulariser=self.regulariser,
             epsilon=self.epsilon,
+            action_bound=self.action_bound,
             learning_rate=self.transport_learning_rate,
             first_steps=self.transport_first_steps,
             warm_steps=self.transport_warm_steps,
+            tolerance=self.transport_tolerance,
             block_size=self.transport_block_size,
         )
 

@@ -26,6 +26,35 @@ class TaskShape:
     n_steps: int  # chunks per environment and iteration
 
 
+@dataclass(frozen=True)
+class Demonstrations:
+    """Chunks of the best episodes of a task's data, for methods that go on using it while they fine-tune.
+
+    Attributes:
+        observations: (M, O) float32, normalised.
+        actions: (M, H, A) float32, normalised.
+        ranks: (M,) float32 in (0, 1): the share of the data's episodes that return no less than this chunk's.
+    """
+
+    observations: Tensor
+    actions: Tensor
+    ranks: Tensor
+
+    def best(self, share: float) -> Demonstrations:
+        """Those of the best `share` of all episodes.
+
+        Raises:
+            ValueError: episodes of a share that is not held, or too small to have a chunk.
+        """
+        kept = self.ranks <= share
+        largest = float(self.ranks.max())
+        if share > largest + 0.01 or not kept.any():
+            raise ValueError(
+                f"expert_share must be at most {largest:.2f}, the share held, and have a chunk, got {share}"
+            )
+        return Demonstrations(self.observations[kept], self.actions[kept], self.ranks[kept])
+
+
 @dataclass
 class ActionChunk:
     """Actions to execute, and what the method wants back with the rollout.
@@ -67,6 +96,8 @@ Rule = Callable[[Tensor, torch.Generator], ActionChunk]  # observations (N, O), 
 
 class Method(Protocol):
     """A fine-tuning method. Constructed as ``Method(settings, policy, shape, generator)``.
+
+    Settings with a true ``uses_demonstrations`` add a fifth argument, `Demonstrations`.
 
     `generator` drives network initialisation and every draw inside `update`; `act` draws from the generator that it is
     given alone, so that evaluation and exploration stay independent streams.

@@ -1,0 +1,119 @@
+"""Expert pairs of each task: chunks of its data's best episodes, normalised as the pre-trained policy sees them.
+
+``TASK-expert.pt`` is a plain dictionary (`FORMAT` 1): ``task``, ``observations`` (M, O), ``actions`` (M, H, A),
+``ranks`` (M,) and ``data_digest``; see `otpr.method.Demonstrations`. Made from the data by
+
+    python -m benchmark.policies.demonstrations --task hopper-local
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+
+from benchmark.data.d4rl import Dataset
+from benchmark.data.make import load_dataset
+from benchmark.data.registry import get_dataset
+from benchmark.policies import FOLDER, Normalizer, load_pretrained
+from benchmark.seeding import BASE_SEED, derive_seed
+from benchmark.store import write_bytes
+from benchmark.tasks import Task, get_task
+from otpr.method import Demonstrations
+
+FORMAT = 1
+HELD_SHARE = 0.25  # of the episodes, best by return: the largest share that an arm can ask for
+HELD_PAIRS = 4096
+
+
+@dataclass(frozen=True)
+class HeldDemonstrations:
+    """Expert pairs with the SHA-256 of their file."""
+
+    pairs: Demonstrations
+    digest: str
+
+
+def demonstrations_path(task: Task) -> Path:
+    """Where the expert pairs of a task are looked for."""
+    return FOLDER / f"{task.name}-expert.pt"
+
+
+def load_demonstrations(task: Task, path: Path | None = None) -> HeldDemonstrations:
+    """Load a task's expert pairs.
+
+    Raises:
+        ValueError: missing or unreadable file, or one of another task or other sizes.
+    """
+    path = demonstrations_path(task) if path is None else path
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        hint = f"make them with: python -m benchmark.policies.demonstrations --task {task.name}"
+        raise ValueError(f"{path}: no expert pairs ({error.strerror}); {hint}") from error
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        pairs = Demonstrations(state["observations"], state["actions"], state["ranks"])
+        count = len(pairs.ranks)
+        fits = state["format"] == FORMAT and state["task"] == task.name
+        fits &= pairs.observations.shape == (count, task.observation_dim)
+        fits &= pairs.actions.shape == (count, task.action_horizon, task.action_dim)
+    except Exception as error:
+        raise ValueError(f"{path}: unreadable expert pairs ({type(error).__name__})") from error
+    if not fits:
+        raise ValueError(f"{path}: not expert pairs of {task.name!r} in format {FORMAT}")
+    return HeldDemonstrations(pairs, hashlib.sha256(content).hexdigest())
+
+
+def choose_demonstrations(task: Task, dataset: Dataset, normalizer: Normalizer) -> Demonstrations:
+    """`HELD_PAIRS` windows drawn without replacement from the best `HELD_SHARE` of episodes by return.
+
+    Raises:
+        ValueError: no episode of these is as long as a chunk.
+    """
+    episodes, size = dataset.episodes, task.action_horizon
+    returns, starts = episodes.returns, episodes.window_starts(size)
+    rank = (np.argsort(np.argsort(-returns, kind="stable"), kind="stable") + 1) / len(returns)  # (E,), best first
+    ranks = np.repeat(rank, episodes.lengths)[starts]
+    starts, ranks = starts[ranks <= HELD_SHARE], ranks[ranks <= HELD_SHARE]
+    if not len(starts):
+        raise ValueError(f"the best {HELD_SHARE:.0%} of episodes have no window of {size} steps")
+    generator = np.random.default_rng(derive_seed(BASE_SEED, task.name, 0, "expert-pairs"))
+    picks = np.sort(generator.choice(len(starts), min(HELD_PAIRS, len(starts)), replace=False))
+    rows = starts[picks]
+    actions = normalizer.normalize_actions(episodes.actions[rows[:, None] + np.arange(size)])
+    observations = normalizer.normalize_observations(episodes.observations[rows])
+    return Demonstrations(*(torch.from_numpy(np.float32(x)) for x in (observations, actions, ranks[picks])))
+
+
+def main(task: str, out: Path | None = None) -> int:
+    """Make a task's expert pairs again from its data, generated where missing; returns the exit status.
+
+    Args:
+        task: name of the task.
+        out: the file to write, by default the one that comes with the benchmark.
+    """
+    try:
+        chosen, path = get_task(task), out or demonstrations_path(get_task(task))
+        dataset, pretrained = load_dataset(get_dataset(task)), load_pretrained(chosen)
+        if dataset.digest != pretrained.data_digest:
+            raise ValueError(f"{task}: the pre-trained policy was trained on other data than is made today")
+        pairs = choose_demonstrations(chosen, dataset, pretrained.normalizer)
+        buffer = io.BytesIO()
+        torch.save({"format": FORMAT, "task": task, "data_digest": dataset.digest, **vars(pairs)}, buffer)
+        write_bytes(path, buffer.getvalue())
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{path}: {len(pairs.ranks)} pairs of the best {float(pairs.ranks.max()):.0%} of episodes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(tyro.cli(main, prog="python -m benchmark.policies.demonstrations"))

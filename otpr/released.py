@@ -1,0 +1,111 @@
+"""The released code of OTPR (github.com/Sunmmyy/OTPR, its masked mode) as far as it can run: for comparison only.
+
+It differs from the paper's method and from `otpr.agent` in what is kept here on purpose, one item a line:
+
+- the actor clones the replay without weights; selection alone uses H;
+- potentials are made anew in every iteration and take 1000 Adam steps at a rate of 1e-5, each on a fresh batch of 128;
+- the cost that they are fitted to is the guide alone, in its own unit and with a mask whose keypoints are the next
+  expert pairs in file order, starting again with the first in every iteration; Q takes no part;
+- H is then read with the cost -Q, without guide and mask;
+- evaluation executes one of the candidates at random, which is a sample of the actor.
+
+What keeps the release from running is repaired: syntax, devices, missing settings (epsilon among them) and parts.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from otpr import agent
+from otpr.duality import L2, marginal_errors
+from otpr.keypoints import Keypoints, jensen_shannon
+from otpr.method import ActionChunk
+from otpr.transport import Potentials
+
+BATCH_SIZE = 128
+STEPS = 1000
+LEARNING_RATE = 1e-5
+
+
+class ReleasedOTPR(agent.OTPR):
+    """OTPR with the released actor loss, the released fit of the potentials and the released evaluation."""
+
+    @torch.no_grad()
+    def act(self, observations: Tensor, explore: bool, generator: torch.Generator) -> ActionChunk:
+        """Draw among candidates by H while exploring; in evaluation one sample of the actor."""
+        if explore:
+            return super().act(observations, explore, generator)
+        return ActionChunk(self.actor.sample(observations, explore, generator))
+
+    @torch.no_grad()
+    def guidance(self, observations: Tensor, chunks: Tensor) -> Tensor:
+        """H with cost -Q of S chunks (B, S, H, A) at (B, O), whatever the potentials were fitted to, (B, S)."""
+        u, v = self.transport.potentials(observations, chunks)
+        gap = u[:, None] + v + self.candidate_q(observations, chunks)
+        return L2().density(gap, self.settings.epsilon)
+
+    def fit_transport(self) -> dict[str, float]:
+        """Potentials from scratch on the guide, masked, in file order; the errors are those of the last batch."""
+        assert self.expert is not None
+        started = time.perf_counter()
+        settings, flat = self.transport.settings, self.shape.action_horizon * self.shape.action_dim
+        fresh = torch.Generator().manual_seed(int(torch.randint(2**31, (1,), generator=self.generator)))
+        self.transport.potentials = Potentials(self.shape.observation_dim, flat, settings, fresh).to(
+            self.generator.device
+        )
+        optimizer = torch.optim.Adam(self.transport.potentials.parameters(), lr=LEARNING_RATE, fused=True)
+        count = self.settings.keypoints
+        density = torch.ones(1, 1)
+        for step in range(STEPS):
+            batch = self.replay.sample(BATCH_SIZE, self.generator)
+            rows = (torch.arange(count) + step * count) % (len(self.expert.actions) // count * count)
+            pairs = Keypoints(
+                self.expert.observations[rows], self.expert.actions[rows], self.settings.relation_temperature
+            )
+            density = self._masked_step(optimizer, pairs, batch.observations, batch.actions)
+        rows, columns = marginal_errors(density)
+        metrics = {"transport/row_marginal_error": rows, "transport/column_marginal_error": columns}
+        values = {name: value.item() for name, value in metrics.items()}
+        return values | {"transport/steps": STEPS, "time/transport": time.perf_counter() - started}
+
+    def _masked_step(
+        self, optimizer: torch.optim.Optimizer, pairs: Keypoints, observations: Tensor, chunks: Tensor
+    ) -> Tensor:
+        """One step on keypoints and batch together; returns H before it, (K + B, K + B)."""
+        states = torch.cat([pairs.observations, observations])
+        actions = torch.cat([pairs.chunks, chunks])
+        count = len(pairs)
+        size = len(states)
+        with torch.no_grad():
+            cost = jensen_shannon(
+                pairs.state_relation(states)[:, None], pairs.chunk_relation(actions)
+            )  # (K + B, K + B)
+            mask = torch.ones_like(cost)
+            mask[:count], mask[:, :count] = 0.0, 0.0
+            mask.diagonal()[:count] = 1.0
+        u, v = self.transport.potentials(states, actions)
+        with torch.no_grad():
+            density = mask * L2().density(u[:, None] + v[None] - cost, self.settings.epsilon)
+            gradients = [(density.mean(1) - 1) / size, (density.mean(0) - 1) / size]
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward([u, v], gradients)
+        optimizer.step()
+        return density
+
+
+@dataclass(frozen=True)
+class Settings(agent.Settings):
+    """Settings of the released code, of which none were published; those of `otpr.agent` that it lacks do nothing."""
+
+    weighting: bool = False
+    keypoints: int = 32  # expert pairs in each batch
+    guide_weight: float = 1.0  # its default alpha = 1 leaves the guide alone
+
+
+PUBLISHED: dict[str, dict[str, Any]] = agent.PUBLISHED
+EMBEDDED: dict[str, dict[str, Any]] = agent.EMBEDDED
