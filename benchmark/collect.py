@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,18 @@ from benchmark.tables import printable
 
 UNKNOWN = "unknown"
 REPORT = "report"
+# The rule of acting that is the method's own: that of curve.csv.
+OWN_RULE = "own"
 _REQUIRED = ("iteration", "env_steps", "score")
 _OPTIONAL = ("gradient_steps", "wall_seconds", "episodes", "return_mean", "return_std", "success_rate")
+_RULE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
 _SEED_DIRECTORY = re.compile(r"seed-(0|[1-9][0-9]{0,8})")
 _MAX_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One row of curve.csv. Counts are from the start of the run; what a row leaves blank is NaN."""
+    """One row of curve.csv or evaluations.csv. Counts are from the start of the run; what a row leaves blank is NaN."""
 
     iteration: int
     env_steps: int
@@ -37,14 +41,16 @@ class Evaluation:
     return_std: float
     success_rate: float
     score: float
+    rule: str = OWN_RULE
 
 
 @dataclass(frozen=True)
 class Run:
     """One run as its directory tells it.
 
-    `evaluations` have distinct, ascending env_steps; `notes` say what was left out; `state` is one of `STATES` or
-    `UNKNOWN`; `error` is empty where there is none.
+    `evaluations` have distinct, ascending env_steps; `rules` are those under other rules of acting, by env_steps and
+    name; `notes` say what was left out; `state` is one of `STATES` or `UNKNOWN`; `error` is empty where there is none;
+    `offline_data` is "yes", "no" or, where the spec cannot be read, `UNKNOWN`.
     """
 
     task: str
@@ -54,7 +60,9 @@ class Run:
     error: str
     protocol: str
     threads: str
+    offline_data: str
     evaluations: tuple[Evaluation, ...]
+    rules: tuple[Evaluation, ...]
     notes: tuple[str, ...]
 
     @property
@@ -121,36 +129,70 @@ def _evaluation(cells: list[str], header: list[str]) -> Evaluation:
     if not math.isfinite(score):
         raise ValueError(f"score {printable(row['score'], 40)!r} is not finite")
     optional = {name: float(row[name]) if row.get(name) else math.nan for name in _OPTIONAL}
-    return Evaluation(iteration=iteration, env_steps=env_steps, score=score, **optional)
+    return Evaluation(iteration=iteration, env_steps=env_steps, score=score, rule=row.get("rule", OWN_RULE), **optional)
 
 
-def _parse_curve(text: str, finished: bool, notes: list[str]) -> tuple[Evaluation, ...]:
-    lines = text.split("\n")
-    header = [cell.strip() for cell in lines[0].split(",")]
-    missing = [name for name in _REQUIRED if name not in header]
-    if missing:
-        notes.append(f"curve.csv has no column {', '.join(missing)}: not used")
-        return ()
-    found: dict[int, Evaluation] = {}
-    ignored: list[str] = []
-    for index, line in enumerate(lines[1:], start=2):
-        if not line.strip():
-            continue
+def _own_key(row: Evaluation) -> Hashable:
+    return row.env_steps
+
+
+def _rule_key(row: Evaluation) -> Hashable:
+    """Raises ValueError in one line where the row has no usable name of a rule."""
+    if row.rule == OWN_RULE or not _RULE_NAME.fullmatch(row.rule):
+        raise ValueError(f"{printable(row.rule, 40)!r} is not the name of another rule")
+    return row.env_steps, row.rule
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A CSV file of evaluations: the columns it must have and what tells its rows apart."""
+
+    name: str
+    required: tuple[str, ...]
+    key: Callable[[Evaluation], Hashable]
+
+    def parse(self, text: str, finished: bool, notes: list[str]) -> tuple[Evaluation, ...]:
+        """The rows that can be used, by env_steps and rule; `notes` get one line on the others."""
+        lines = text.split("\n")
+        header = [cell.strip() for cell in lines[0].split(",")]
+        missing = [name for name in self.required if name not in header]
+        if missing:
+            notes.append(f"{self.name} has no column {', '.join(missing)}: not used")
+            return ()
+        found: dict[Hashable, Evaluation] = {}
+        ignored: list[str] = []
+        for index, line in enumerate(lines[1:], start=2):
+            if not line.strip():
+                continue
+            try:
+                # A last line without line break may have lost digits, unless its run says that it is complete.
+                if index == len(lines) and not finished:
+                    raise ValueError("half-written")
+                row = _evaluation(line.split(","), header)
+                key = self.key(row)
+            except ValueError as error:
+                ignored.append(f"line {index}: {printable(str(error), 80)}")
+                continue
+            if key in found:
+                ignored.append(f"line {index}: replaces an earlier evaluation at {row.env_steps} steps")
+            found[key] = row
+        if ignored:
+            more = f" and {len(ignored) - 3} more" if len(ignored) > 3 else ""
+            notes.append(f"{self.name}: {len(ignored)} row(s) left out ({'; '.join(ignored[:3])}{more})")
+        return tuple(sorted(found.values(), key=lambda row: (row.env_steps, row.rule)))
+
+    def read(self, directory: Path, state: str, notes: list[str]) -> tuple[Evaluation, ...]:
+        """Parse the file in `directory`; nothing, and a note where that is not as it should be, without it."""
         try:
-            # A last line without line break may have lost digits, unless its run says that it is complete.
-            if index == len(lines) and not finished:
-                raise ValueError("half-written")
-            row = _evaluation(line.split(","), header)
-        except ValueError as error:
-            ignored.append(f"line {index}: {printable(str(error), 80)}")
-            continue
-        if row.env_steps in found:
-            ignored.append(f"line {index}: replaces an earlier evaluation at {row.env_steps} steps")
-        found[row.env_steps] = row
-    if ignored:
-        more = f" and {len(ignored) - 3} more" if len(ignored) > 3 else ""
-        notes.append(f"curve.csv: {len(ignored)} row(s) left out ({'; '.join(ignored[:3])}{more})")
-    return tuple(found[step] for step in sorted(found))
+            return self.parse(_read_text(directory / self.name), state == "done", notes)
+        except ValueError as problem:
+            if state != "queued":
+                notes.append(f"{self.name} {problem}")
+            return ()
+
+
+_CURVE = _Table("curve.csv", _REQUIRED, _own_key)
+_RULES = _Table("evaluations.csv", (*_REQUIRED, "rule"), _rule_key)
 
 
 def _state(status: dict[str, Any], notes: list[str]) -> tuple[str, str]:
@@ -161,6 +203,13 @@ def _state(status: dict[str, Any], notes: list[str]) -> tuple[str, str]:
         state = UNKNOWN
     error = status.get("error")
     return state, printable(str(error), 200) if error else ""
+
+
+def _offline_data(spec: dict[str, Any]) -> str:
+    """Whether expert data takes part in fine-tuning; specs from before it could do not have the key."""
+    if not spec:
+        return UNKNOWN
+    return "yes" if spec.get("demonstrations_digest") else "no"
 
 
 def read_run(directory: Path) -> Run:
@@ -180,12 +229,9 @@ def read_run(directory: Path) -> Run:
         if spec and spec.get(key) != value:
             notes.append(f"spec.json says {key} {printable(repr(spec.get(key)), 60)}")
     state, error = _state(_read_object(directory / "status.json", notes), notes)
-    evaluations: tuple[Evaluation, ...] = ()
-    try:
-        evaluations = _parse_curve(_read_text(directory / "curve.csv"), state == "done", notes)
-    except ValueError as problem:
-        if state != "queued":
-            notes.append(f"curve.csv {problem}")
+    evaluations = _CURVE.read(directory, state, notes)
+    # Optional: written only where the loop asks for it, and not before the first update.
+    rules = _RULES.read(directory, state, notes) if (directory / _RULES.name).exists() else ()
     protocol = spec.get("protocol", UNKNOWN)
     return Run(
         task=printable(task),
@@ -195,7 +241,9 @@ def read_run(directory: Path) -> Run:
         error=error,
         protocol=printable(protocol if isinstance(protocol, str) else json.dumps(protocol, sort_keys=True), 200),
         threads=printable(str(spec.get("threads", UNKNOWN)), 40),
+        offline_data=_offline_data(spec),
         evaluations=evaluations,
+        rules=rules,
         notes=tuple(printable(note) for note in notes),
     )
 

@@ -22,7 +22,15 @@ from benchmark.policies import Normalizer, load_pretrained
 from benchmark.policies.demonstrations import load_demonstrations
 from benchmark.seeding import Streams
 from benchmark.spec import RunSpec
-from benchmark.store import CURVE_COLUMNS, RULE_COLUMNS, RunPaths, load_checkpoint, save_checkpoint, write_rows
+from benchmark.store import (
+    CURVE_COLUMNS,
+    RULE_COLUMNS,
+    RunPaths,
+    load_checkpoint,
+    read_json,
+    save_checkpoint,
+    write_rows,
+)
 from benchmark.tasks import Task, get_task
 from otpr.method import ActionChunk, Demonstrations, Method, Rollout, Rule, TaskShape
 
@@ -241,14 +249,14 @@ class Trainer:
 
     def _record_evaluation(self, method: Method) -> None:
         at = {"iteration": self.iteration, "env_steps": self.env_steps}
-        row = self._evaluate(lambda observations, generator: method.act(observations, False, generator))
+        row = self.play(lambda observations, generator: method.act(observations, False, generator))
         self.curve.append(row | at | {"gradient_steps": self.method.gradient_steps})
         if self.spec.loop.evaluate_rules:
             rules = method.other_rules().items()
-            self.rule_rows += [self._evaluate(rule) | at | {"rule": name} for name, rule in rules]
+            self.rule_rows += [self.play(rule) | at | {"rule": name} for name, rule in rules]
 
-    def _evaluate(self, rule: Rule) -> dict[str, Any]:
-        """Every rule plays the same episodes with the same noise."""
+    def play(self, rule: Rule) -> dict[str, Any]:
+        """The evaluation columns of a way to act; every one plays the same episodes with the same noise."""
         indices, device = np.arange(self.spec.loop.eval_episodes), self.spec.device
         seeds = self.streams.episodes("evaluation-episode", indices, np.zeros_like(indices))
         generator = self.streams.torch("evaluation-actions", device)
@@ -287,7 +295,8 @@ class Trainer:
         if not paths.checkpoint.exists():
             return
         state = load_checkpoint(paths.checkpoint)
-        if state.get("digest") != self.spec.digest:
+        # A run begun before a setting was added goes by the digest that its file had then.
+        if state.get("digest") not in (self.spec.digest, read_json(paths.spec).get("digest")):
             raise ValueError(f"{paths.checkpoint}: checkpoint of another specification")
         self.iteration, self.wall_seconds = state["iteration"], state["wall_seconds"]
         self.curve, self.rule_rows, self.metrics = state["curve"], state["rule_rows"], state["metrics"]

@@ -56,6 +56,7 @@ ARMS: dict[str, Arm] = {
     "otpr-u": Arm("otpr.agent", "OTPR"),
     "otpr-u-expert": Arm("otpr.agent", "OTPR", {"expert_fraction": 0.25}),
     "otpr-relaxed": Arm("otpr.agent", "OTPR", MASKED | {"action_bound": 4.0}),
+    "otpr-conditional": Arm("otpr.agent", "OTPR", MASKED | {"action_bound": 4.0, "row_condition": "candidates"}),
     "otpr-q": Arm("otpr.agent", "OTPR", MASKED | {"guidance": "q"}),
     "otpr-advantage": Arm("otpr.agent", "OTPR", MASKED | {"guidance": "advantage"}),
     "otpr-weighting": Arm("otpr.agent", "OTPR", MASKED | {"selection": False}),

@@ -158,8 +158,9 @@ def check_writable(out: Path) -> None:
 
 
 def prepare(run: PlannedRun) -> None:
-    """Write the spec and the state ``queued``."""
-    write_json(run.paths.spec, run.spec.as_dict())
+    """Write the spec, unless an equal one is there, and the state ``queued``."""
+    if not run.paths.spec.exists():
+        write_json(run.paths.spec, run.spec.as_dict())
     status = read_json(run.paths.status) if run.paths.status.exists() else {}
     write_json(run.paths.status, status | {"state": "queued", "error": None, "iterations": run.spec.loop.iterations})
 

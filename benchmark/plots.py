@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -41,7 +42,9 @@ _STYLES = {
     "frozen": Style("#7F7F7F", "", "--"),
     "otpr-u": Style("#56B4E9", "P"),
     "otpr-m": Style("#882255", "X"),
+    "otpr-u-expert": Style("#661100", "P", "--"),
     "otpr-relaxed": Style("#332288", "<"),
+    "otpr-conditional": Style("#CCAA33", "<", "--"),
     "otpr-released": Style("#000000", ">"),
     "otpr-q": Style("#999933", "p"),
     "otpr-advantage": Style("#AA4499", "h"),
@@ -71,12 +74,19 @@ _RC: dict[Any, Any] = {
     "text.usetex": False,
 }
 _PANEL_INCHES = (3.0, 2.4)
+_LEGEND_LINE_INCHES = 0.19
+_LABEL_CHARACTERS = 36
 _MARKERS_A_LINE = 7
+# Bands of more curves than these would hide the curves: they get fainter.
+_FULL_BANDS = 5
+_BAND_ALPHA = 0.16
 LABELS = {
     "return_mean": "Return",
     "success_rate": "Success rate",
     "score": "Normalised score",
 }
+# With what keeps dates and software versions out of the files.
+_FORMATS: dict[str, dict[str, None]] = {"png": {"Software": None}, "pdf": {"CreationDate": None}}
 _UNIT_QUANTITIES = ("success_rate",)
 
 
@@ -101,8 +111,11 @@ class Panel:
     curves: tuple[Curve, ...]
 
 
-def _line(axes: Axes, curve: Curve, rank: int, last_step: float) -> None:
-    """Draw one curve; `rank` staggers its markers, a curve of one point becomes a level line to `last_step`."""
+def _line(axes: Axes, curve: Curve, rank: int, last_step: float, band: float) -> None:
+    """Draw one curve; `rank` staggers its markers, a curve of one point becomes a level line to `last_step`.
+
+    The interval's `band` is the opacity it is drawn with.
+    """
     look = style(curve.method)
     x, y = curve.env_steps, curve.estimate.value
     if len(x) == 1 and not look.marker:
@@ -122,13 +135,14 @@ def _line(axes: Axes, curve: Curve, rank: int, last_step: float) -> None:
         linewidth=1.5,
         zorder=3,
     )
-    axes.fill_between(x, curve.estimate.low, curve.estimate.high, color=look.colour, alpha=0.16, linewidth=0, zorder=2)
+    axes.fill_between(x, curve.estimate.low, curve.estimate.high, color=look.colour, alpha=band, linewidth=0, zorder=2)
 
 
 def _panel(axes: Axes, panel: Panel) -> None:
     last_step = max((float(curve.env_steps[-1]) for curve in panel.curves), default=1.0)
+    band = _BAND_ALPHA * min(1.0, _FULL_BANDS / max(1, len(panel.curves)))
     for rank, curve in enumerate(panel.curves):
-        _line(axes, curve, rank, last_step)
+        _line(axes, curve, rank, last_step, band)
     axes.set_title(printable(panel.title, 34))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -141,38 +155,53 @@ def _panel(axes: Axes, panel: Panel) -> None:
         axes.text(0.5, 0.5, "no evaluation", transform=axes.transAxes, ha="center", va="center", color="#555555")
 
 
-def _legend(figure: Figure, methods: Sequence[str]) -> None:
-    if not methods:
+def _legend_columns(names: Sequence[str], width: float) -> int:
+    """The columns of a legend of `names` in as few lines as `width` inches allow, the lines about equally long."""
+    for lines in range(1, len(names)):
+        columns = math.ceil(len(names) / lines)
+        # As matplotlib fills them: about 14.5 characters an inch, and 8 for the line of each entry.
+        filled = np.array_split(np.array([len(name) for name in names]), columns)
+        if sum(int(column.max()) + 8 for column in filled) <= 14.5 * width:
+            return columns
+    return 1
+
+
+def _legend(figure: Figure, names: Mapping[str, str], columns: int) -> None:
+    if not names:
         return
     handles = []
-    for method in methods:
+    for method in names:
         look = style(method)
         marker = look.marker or None
         handles.append(
             Line2D([], [], color=look.colour, linestyle=look.line, marker=marker, markersize=5, linewidth=1.8)
         )
-    names = [printable(method, 30) for method in methods]
-    # A legend as wide as the figure at most: about 12 characters an inch, and 5 for the line of each entry.
-    room = max(1, int(figure.get_figwidth() * 12 / (max(map(len, names)) + 5)))
-    lines = math.ceil(len(names) / room)
     figure.legend(
         handles,
         # Matplotlib hides labels that begin with an underscore.
-        ["\u200b" + name if name.startswith("_") else name for name in names],
+        ["\u200b" + name if name.startswith("_") else name for name in names.values()],
         loc="outside lower center",
-        ncols=math.ceil(len(names) / lines),
+        ncols=columns,
         frameon=False,
         columnspacing=1.4,
         handlelength=2.4,
     )
 
 
-def curve_figure(panels: Sequence[Panel], methods: Sequence[str]) -> Figure:
+def _lay_out(figure: Figure) -> None:
+    """Once here, not again for each format that the figure is saved in."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+    figure.set_layout_engine("none")
+
+
+def curve_figure(panels: Sequence[Panel], labels: Mapping[str, str]) -> Figure:
     """One panel a task, pointwise IQM with its interval as a band, over environment steps, and one legend.
 
     Args:
         panels: at least one.
-        methods: the legend's order; every method that any panel shows.
+        labels: what the legend calls every method that any panel shows, in its order.
 
     Raises:
         ValueError: without panels.
@@ -182,8 +211,12 @@ def curve_figure(panels: Sequence[Panel], methods: Sequence[str]) -> Figure:
     columns = min(len(panels), 3 if len(panels) <= 9 else 4)
     rows = math.ceil(len(panels) / columns)
     width, height = (4.8, 3.0) if len(panels) == 1 else _PANEL_INCHES
+    names = {method: printable(label, _LABEL_CHARACTERS) for method, label in labels.items()}
+    entries = _legend_columns(list(names.values()), width * columns)
+    # Every further line of the legend makes the figure higher, not its panels lower.
+    legend = 0.6 + _LEGEND_LINE_INCHES * (max(1, math.ceil(len(names) / entries)) - 1)
     with mpl.rc_context(_RC):
-        figure = Figure(figsize=(width * columns, height * rows + 0.6), layout="constrained")
+        figure = Figure(figsize=(width * columns, height * rows + legend), layout="constrained")
         FigureCanvasAgg(figure)
         grid = figure.subplots(rows, columns, squeeze=False)
         for index, axes in enumerate(grid.flat):
@@ -196,19 +229,21 @@ def curve_figure(panels: Sequence[Panel], methods: Sequence[str]) -> Figure:
                 axes.set_ylabel(f"{LABELS[panels[index].quantity]} (IQM)")
             if index + columns >= len(panels):
                 axes.set_xlabel("Environment steps")
-        _legend(figure, methods)
-        # Laid out once here, not again for each format that it is saved in.
-        engine = figure.get_layout_engine()
-        if engine is not None:
-            engine.execute(figure)
-        figure.set_layout_engine("none")
+        _legend(figure, names, entries)
+        _lay_out(figure)
     return figure
 
 
 def save(figure: Figure, directory: Path, stem: str) -> None:
     """Write `directory`/`stem`.png and .pdf; equal figures give equal bytes (no dates, no software version)."""
-    for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+    for kind, metadata in _FORMATS.items():
         content = io.BytesIO()
         with mpl.rc_context(_RC):
             figure.savefig(content, format=kind, dpi=200, metadata=metadata)
         write_bytes(directory / f"{stem}.{kind}", content.getvalue())
+
+
+def discard(directory: Path, stem: str) -> None:
+    """Remove what an earlier `save` wrote, if anything."""
+    for kind in _FORMATS:
+        (directory / f"{stem}.{kind}").unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from benchmark import collect, compare, plots, summary, tables
+from benchmark import ablations, collect, compare, plots, rules, summary, tables
 from benchmark.collect import Run
 from benchmark.stats import AGGREGATE_REPS, CURVE_REPS, MINIMUM_RUNS
 from benchmark.store import CURVE_COLUMNS, write_text
@@ -31,6 +31,7 @@ DATA_COLUMNS = (
     "success_rate",
     "score",
     "state",
+    "offline_data",
 )
 _DEFINITIONS = f"""\
 Score: the evaluation at the largest number of environment steps common to all methods of the task, normalised so that 1
@@ -39,7 +40,7 @@ interquartile mean; median: median over tasks of the mean over seeds, hence the 
 far scores fall short of 1 on average (lower is better). Brackets: 95 % percentile intervals of a bootstrap over seeds,
 stratified by task ({AGGREGATE_REPS:,} resamples; curves {CURVE_REPS:,}, pointwise); none is given where fewer than
 {MINIMUM_RUNS} seeds count. Wall-clock and gradient steps are those spent up to the evaluation, the mean over seeds
-(over tasks: the sum of these)."""
+(over tasks: the sum of these). Offline data: whether expert data takes part in fine-tuning."""
 
 
 class NoEvaluationError(ValueError):
@@ -50,10 +51,20 @@ def _data_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
     rows = []
     for run in runs:
         identity = {"task": run.task, "method": run.method, "seed": str(run.seed), "state": run.state}
+        identity["offline_data"] = run.offline_data
         for evaluation in run.evaluations:
             values = {name: tables.csv_number(getattr(evaluation, name)) for name in CURVE_COLUMNS}
             rows.append(identity | values)
     return rows
+
+
+def _write_rules(runs: Sequence[Run], path: Path) -> None:
+    """Write rules.csv where any run has other rules, and leave none of an earlier report where none has."""
+    rows = rules.csv_rows(runs)
+    if rows:
+        write_text(path, tables.csv_table(rules.COLUMNS, rows))
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _states(counts: dict[str, int]) -> str:
@@ -71,14 +82,15 @@ def _markdown_cells(cell: Cell) -> list[str]:
     scores = [tables.with_interval(cell.scores.get(name)) for name in ("iqm", "median", "mean", "optimality_gap")]
     cost = [tables.duration(cell.wall_seconds), tables.number(cell.gradient_steps).removesuffix(".000")]
     returned = [] if cell.task == summary.ALL_TASKS else [tables.with_interval(cell.return_mean)]
-    return [tables.escape_markdown(cell.method), *scores, *returned, _runs_cell(cell), *cost]
+    names = [tables.escape_markdown(cell.method), cell.offline_data or tables.DASH]
+    return [*names, *scores, *returned, _runs_cell(cell), *cost]
 
 
 def _markdown_scores(cells: Sequence[Cell], seeds_title: str) -> str:
     returned = [] if cells[0].task == summary.ALL_TASKS else ["Return"]
     costs = ["Wall-clock", "Gradient steps"]
-    header = ["Method", "IQM", "Median", "Mean", "Optimality gap", *returned, seeds_title, *costs]
-    return tables.markdown_table(header, [_markdown_cells(cell) for cell in cells])
+    header = ["Method", "Offline data", "IQM", "Median", "Mean", "Optimality gap", *returned, seeds_title, *costs]
+    return tables.markdown_table(header, [_markdown_cells(cell) for cell in cells], 2)
 
 
 def _markdown_unscored(result: Summary) -> str:
@@ -124,6 +136,7 @@ def _markdown(runs: Sequence[Run], result: Summary, notes: Sequence[str]) -> str
             protocols = ", ".join(sorted({cell.protocol for cell in task.cells if cell.scored}))
             parts.append(f"At {task.env_steps:,} env steps; protocol: {tables.escape_markdown(protocols)}.")
         parts.append(_markdown_scores(task.cells, "Seeds"))
+    parts += rules.markdown(result)
     parts += ["## Runs without a score", _markdown_unscored(result)]
     listed = [*notes, *result.notes, *_markdown_unfinished(result)]
     listed += [f"{run.name}: {note}" for run in runs for note in run.notes]
@@ -147,7 +160,8 @@ def _latex(result: Summary, seed_note: str) -> str:
         for cell in cells:
             named = [cell.scores.get(name) for name in ("iqm", "median", "mean", "optimality_gap")]
             values = [tables.with_interval_latex(estimate) for estimate in [*named, cell.return_mean]]
-            body.append([tables.escape_latex(cell.method), *values, tables.escape_latex(_runs_cell(cell))])
+            names = [cell.method, cell.offline_data or tables.DASH]
+            body.append([*map(tables.escape_latex, names), *values, tables.escape_latex(_runs_cell(cell))])
         rows.append((title, body))
     wanting = Counter[str]()
     for task in result.tasks:
@@ -158,7 +172,7 @@ def _latex(result: Summary, seed_note: str) -> str:
         "Normalised scores with 95\\,\\% stratified-bootstrap intervals "
         f"(none below {MINIMUM_RUNS} seeds). {tables.escape_latex(counted)} {tables.escape_latex(seed_note)}"
     )
-    header = ["Method", "IQM", "Median", "Mean", "Optimality gap", "Return", "Seeds"]
+    header = ["Method", "Offline data", "IQM", "Median", "Mean", "Optimality gap", "Return", "Seeds"]
     return tables.latex_table(header, rows, caption.strip(), "tab:summary")
 
 
@@ -168,7 +182,13 @@ def _draw_curves(result: Summary, directory: Path) -> None:
         quantity = summary.curve_quantity(task)
         panels.append(plots.Panel(task.task, quantity, tuple(summary.curves(task, quantity))))
     shown = sorted({curve.method for panel in panels for curve in panel.curves}, key=summary.method_key)
-    plots.save(plots.curve_figure(panels, shown), directory, "curves")
+    plots.save(plots.curve_figure(panels, {method: method for method in shown}), directory, "curves")
+    for stem in ablations.ABLATIONS:
+        labels = ablations.labels(stem, shown)
+        if labels:
+            plots.save(plots.curve_figure(ablations.restrict(panels, labels), labels), directory, stem)
+        else:
+            plots.discard(directory, stem)
 
 
 def write_report(directory: Path) -> Path:
@@ -192,6 +212,7 @@ def write_report(directory: Path) -> Path:
         report.mkdir(exist_ok=True)
         write_text(report / "data.csv", tables.csv_table(DATA_COLUMNS, _data_rows(runs)))
         rows = summary.csv_rows(result)
+        _write_rules(runs, report / "rules.csv")
         write_text(report / "summary.csv", tables.csv_table(summary.COLUMNS, rows))
         lines = [seed_note, *notes] if seed_note else notes
         write_text(report / "summary.md", _markdown(runs, result, lines))

@@ -17,6 +17,9 @@ from benchmark.tables import csv_number
 
 ALL_TASKS = "all"
 MISSING = "missing"
+MIXED = "mixed"
+# In summary.csv, whose values are numbers; other answers have no row.
+_OFFLINE_VALUES = {"yes": 1.0, "no": 0.0}
 COLUMNS = ("scope", "task", "method", "statistic", "value", "low", "high", "seeds", "env_steps", "protocol")
 _ORDER = ("otpr", "dppo", "idql", "dql", "dql-dppo")
 LOCOMOTION = ("hopper", "walker2d", "halfcheetah")
@@ -42,6 +45,8 @@ class Cell:
         scores: `STATISTICS` of the normalised score; empty where no seed counts.
         return_mean: mean over seeds of the mean return, in the task's raw units; None over tasks.
         wall_seconds, gradient_steps: mean over counting seeds (over tasks: the sum of these); NaN where unknown.
+        protocol: that of the counting runs, or of all where none counts.
+        offline_data: whether these use expert data in fine-tuning: what all say, else `MIXED`; empty without runs.
     """
 
     task: str
@@ -55,6 +60,7 @@ class Cell:
     wall_seconds: float
     gradient_steps: float
     protocol: str
+    offline_data: str
 
 
 @dataclass(frozen=True)
@@ -108,8 +114,22 @@ def _mean_of(values: Sequence[float]) -> float:
     return float(array.mean()) if array.size and np.isfinite(array).all() else float("nan")
 
 
+def mean_of(rows: Sequence[Evaluation], quantity: str, draws: np.random.Generator) -> Estimate | None:
+    """The mean of a column over runs (one row each) with its interval; None without rows or where one lacks it."""
+    values = np.array([[getattr(row, quantity)] for row in rows])
+    if not rows or not np.isfinite(values).all():
+        return None
+    return estimates(values, draws, ("mean",))["mean"]
+
+
 def _joined(values: Sequence[str]) -> str:
     return " + ".join(sorted(set(values)))
+
+
+def _agreed(values: Sequence[str]) -> str:
+    """The one value that all have (empty ones have no say), `MIXED`, or nothing."""
+    distinct = set(values) - {""}
+    return MIXED if len(distinct) > 1 else "".join(distinct)
 
 
 def _cell(task: str, method: str, runs: Sequence[Run], found: dict[int, tuple[Run, Evaluation]], seeds: set[int],
@@ -117,13 +137,7 @@ def _cell(task: str, method: str, runs: Sequence[Run], found: dict[int, tuple[Ru
     rows = [row for _, row in found.values()]
     unscored = Counter(run.state for run in runs if run.seed not in found)
     unscored[MISSING] += len(seeds) - len(runs)
-    scores: dict[str, Estimate] = {}
-    returned = None
-    if rows:
-        scores = estimates([[row.score] for row in rows], generator(task, method))
-        returns = np.array([[row.return_mean] for row in rows])
-        if np.isfinite(returns).all():
-            returned = estimates(returns, generator(task, method, "return_mean"), ("mean",))["mean"]
+    telling = [run for run, _ in found.values()] or runs
     return Cell(
         task=task,
         method=method,
@@ -131,11 +145,12 @@ def _cell(task: str, method: str, runs: Sequence[Run], found: dict[int, tuple[Ru
         planned=len(seeds),
         unscored={state: count for state, count in sorted(unscored.items()) if count},
         env_steps=env_steps if rows else None,
-        scores=scores,
-        return_mean=returned,
+        scores=estimates([[row.score] for row in rows], generator(task, method)) if rows else {},
+        return_mean=mean_of(rows, "return_mean", generator(task, method, "return_mean")),
         wall_seconds=_mean_of([row.wall_seconds for row in rows]),
         gradient_steps=_mean_of([row.gradient_steps for row in rows]),
-        protocol=_joined([run.protocol for run, _ in found.values()] or [run.protocol for run in runs]),
+        protocol=_joined([run.protocol for run in telling]),
+        offline_data=_agreed([run.offline_data for run in telling]),
     )
 
 
@@ -191,6 +206,7 @@ def _aggregate(method: str, tasks: Sequence[TaskSummary], notes: list[str]) -> C
         wall_seconds=sum(cell.wall_seconds for cell in cells),
         gradient_steps=sum(cell.gradient_steps for cell in cells),
         protocol=_joined([cell.protocol for cell in cells]),
+        offline_data=_agreed([cell.offline_data for cell in cells]),
     )
 
 
@@ -288,6 +304,7 @@ def csv_rows(summary: Summary) -> list[dict[str, str]]:
             "gradient_steps": cell.gradient_steps,
             "runs_planned": cell.planned,
             "runs_without_score": sum(cell.unscored.values()),
+            "offline_data": _OFFLINE_VALUES.get(cell.offline_data, nan),
         }
         named |= {name: Estimate(value, nan, nan) for name, value in counts.items() if not np.isnan(value)}
         rows += [_row(scope, cell, name, estimate) for name, estimate in named.items()]

@@ -25,6 +25,7 @@ from otpr.replay import Batch
 from otpr.transport import Transport, TransportSettings
 
 GUIDANCES = ("h", "q", "advantage")
+ROW_CONDITIONS = ("potential", "candidates")
 SELECTION_FLOOR = 1e-7  # added to every candidate's weight: where all are zero the draw is uniform, as released
 
 
@@ -72,7 +73,7 @@ class OTPR(OffPolicy):
             return ActionChunk(self.actor.sample(observations, explore, generator))
         candidates = sample_candidates(self.actor, observations, self.settings.candidates, explore, generator)
         if self.guided:
-            index = self.resample(self.guidance(observations, candidates), explore, generator)
+            index = self.resample(self.candidate_guidance(observations, candidates), explore, generator)
         else:
             q, value = self.candidate_q(observations, candidates), self.critic.value(observations)
             index = expectile_choice(q, value, self.settings.exploration_weight, generator)
@@ -102,6 +103,12 @@ class OTPR(OffPolicy):
         base = self.critic.value(observations)[:, None] if self.settings.guidance == "advantage" else 0.0
         return (q - base).relu()
 
+    def candidate_guidance(self, observations: Tensor, candidates: Tensor) -> Tensor:
+        """Guidance of a state's own candidates (N, S, H, A), with u(s) from where `row_condition` says, (N, S)."""
+        if self.settings.guidance == "h" and self.settings.row_condition == "candidates":
+            return self.transport.conditional(observations, candidates, self.cost(observations, candidates))
+        return self.guidance(observations, candidates)
+
     def resample(self, weights: Tensor, explore: bool, generator: torch.Generator) -> Tensor:
         """Draw a candidate per state with probability w / sum w of weights (N, S); the result is (N,) int64."""
         floored = weights + SELECTION_FLOOR
@@ -126,7 +133,16 @@ class OTPR(OffPolicy):
         return metrics
 
     def fit_transport(self) -> dict[str, float]:
-        """Fit the potentials: keypoints first, then replayed states against replayed and freshly sampled chunks."""
+        """Fit the potentials to the cost of the present critic."""
+        observations, chunks = self.transport_points()
+        return self.transport.fit(observations, chunks, self.cost, 0 if self.keypoints is None else len(self.keypoints))
+
+    def transport_points(self) -> tuple[Tensor, Tensor]:
+        """States (b, O) and chunks (b, H, A) of a fit: keypoints, then replayed states, replayed and sampled chunks.
+
+        Chunks of the replay alone would have Q judge only actions that the critic has seen elsewhere; those that the
+        actor takes at the fit's own states are what H is asked about.
+        """
         settings, fixed = self.settings, self.keypoints
         known = 0 if fixed is None else len(fixed)
         batch = self.replay.sample(settings.transport_block_size - known, self.generator)
@@ -138,7 +154,7 @@ class OTPR(OffPolicy):
         if fixed is not None:
             observations = torch.cat([fixed.observations, observations])
             chunks = torch.cat([fixed.chunks, chunks])
-        return self.transport.fit(observations, chunks, self.cost, known)
+        return observations, chunks
 
     def critic_step(self, batch: Batch) -> Metrics:
         """V, Q and target, one step each."""
@@ -210,6 +226,7 @@ class Settings(OffPolicySettings):
     regulariser: str = "l2"  # of the transport, or "entropic"
     epsilon: float = 0.1  # strength of the regulariser, in units of the standardised cost
     action_bound: float = 1.0  # w of the relaxed action marginal; 1 is strict
+    row_condition: str = "potential"  # u(s) when drawing: the fitted one, or such that H of the "candidates" has mean 1
     policy_share: float = 0.5  # of the chunks in a fit that the actor samples at the fit's states; the rest is replayed
     transport_block_size: int = 512  # states and chunks of one fit, every one with every other
     transport_first_steps: int = 1000  # most Adam steps of the first fit
@@ -230,6 +247,7 @@ class Settings(OffPolicySettings):
         """
         super().__post_init__()
         check_choice(self, "guidance", GUIDANCES)
+        check_choice(self, "row_condition", ROW_CONDITIONS)
         check_range(self, ("candidates",), 1, float("inf"))
         check_range(self, ("expectile", "exploration_weight"), 0, 1, open_ends=True)
         check_range(self, ("critic_tau", "policy_share", "guide_weight", "expert_share", "expert_fraction"), 0, 1)

@@ -25,11 +25,8 @@ from otpr import agent
 from otpr.duality import L2, marginal_errors
 from otpr.keypoints import Keypoints, jensen_shannon
 from otpr.method import ActionChunk
+from otpr.offpolicy import SHORT_BUDGETS
 from otpr.transport import Potentials
-
-BATCH_SIZE = 128
-STEPS = 1000
-LEARNING_RATE = 1e-5
 
 
 class ReleasedOTPR(agent.OTPR):
@@ -58,11 +55,11 @@ class ReleasedOTPR(agent.OTPR):
         self.transport.potentials = Potentials(self.shape.observation_dim, flat, settings, fresh).to(
             self.generator.device
         )
-        optimizer = torch.optim.Adam(self.transport.potentials.parameters(), lr=LEARNING_RATE, fused=True)
+        optimizer = torch.optim.Adam(self.transport.potentials.parameters(), lr=settings.learning_rate, fused=True)
         count = self.settings.keypoints
         density = torch.ones(1, 1)
-        for step in range(STEPS):
-            batch = self.replay.sample(BATCH_SIZE, self.generator)
+        for step in range(settings.first_steps):
+            batch = self.replay.sample(settings.block_size, self.generator)
             rows = (torch.arange(count) + step * count) % (len(self.expert.actions) // count * count)
             pairs = Keypoints(
                 self.expert.observations[rows], self.expert.actions[rows], self.settings.relation_temperature
@@ -71,7 +68,7 @@ class ReleasedOTPR(agent.OTPR):
         rows, columns = marginal_errors(density)
         metrics = {"transport/row_marginal_error": rows, "transport/column_marginal_error": columns}
         values = {name: value.item() for name, value in metrics.items()}
-        return values | {"transport/steps": STEPS, "time/transport": time.perf_counter() - started}
+        return values | {"transport/steps": settings.first_steps, "time/transport": time.perf_counter() - started}
 
     def _masked_step(
         self, optimizer: torch.optim.Optimizer, pairs: Keypoints, observations: Tensor, chunks: Tensor
@@ -103,9 +100,15 @@ class Settings(agent.Settings):
     """Settings of the released code, of which none were published; those of `otpr.agent` that it lacks do nothing."""
 
     weighting: bool = False
-    keypoints: int = 32  # expert pairs in each batch
+    transport_block_size: int = 128  # replayed states and chunks of a batch
+    transport_first_steps: int = 1000  # Adam steps in every iteration, from scratch
+    transport_learning_rate: float = 1e-5
+    keypoints: int = 16  # expert pairs in a batch, beside the replayed ones
     guide_weight: float = 1.0  # its default alpha = 1 leaves the guide alone
 
 
 PUBLISHED: dict[str, dict[str, Any]] = agent.PUBLISHED
-EMBEDDED: dict[str, dict[str, Any]] = agent.EMBEDDED
+EMBEDDED: dict[str, dict[str, Any]] = {
+    "hopper": {**SHORT_BUDGETS["hopper"], "candidates": 10, "critic_tau": 0.02},
+    "toy": {**SHORT_BUDGETS["toy"], "candidates": 4, "critic_tau": 0.05, "transport_first_steps": 20},
+}

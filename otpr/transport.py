@@ -184,18 +184,28 @@ class Transport:
             max_abs_cost (largest absolute first term).
         """
         terms = self._block(observations, chunks, cost, keypoints)
-        return _to_floats(self._metrics(self._with_cost(terms, self._mixed), terms))
+        return _to_floats(self._metrics(self._with_cost(terms, self.standardised), terms))
 
     @torch.no_grad()
     def compatibility(self, observations: Tensor, chunks: Tensor, terms: Tensor) -> Tensor:
         """H of observations (B, O) with chunks (B, S, H, A) of cost terms (B, S, C), as in `fit`; (B, S)."""
         u, v = self.potentials(observations, chunks)  # (B,), (B, S)
-        return self.regulariser.density(u[:, None] + v - self._mixed(terms), self.settings.epsilon)
+        return self.regulariser.density(u[:, None] + v - self.standardised(terms), self.settings.epsilon)
+
+    @torch.no_grad()
+    def conditional(self, observations: Tensor, chunks: Tensor, terms: Tensor) -> Tensor:
+        """H whose u(s) solves the row condition over the chunks given, E_a[H(s, a)] = 1; arguments as `compatibility`.
+
+        It is the plan where a state may go only to these chunks, for instance to its own candidates.
+        """
+        gap = self.potentials(observations, chunks)[1] - self.standardised(terms)
+        u = self.regulariser.level(gap, self.settings.epsilon)
+        return self.regulariser.density(u[:, None] + gap, self.settings.epsilon)
 
     @torch.no_grad()
     def plan(self, observations: Tensor, chunks: Tensor, cost: Cost, keypoints: int = 0) -> tuple[Tensor, Tensor]:
         """H and the standardised cost (b, b) of a block (arguments as in `fit`, of any size without keypoints)."""
-        standardised = self._mixed(cross_cost(observations, chunks, cost))
+        standardised = self.standardised(cross_cost(observations, chunks, cost))
         states, actions = observations[keypoints:], chunks[keypoints:]
         block = _Block(states, actions, standardised[keypoints:, keypoints:], standardised.diagonal()[:keypoints])
         return self._full(self._density(block), keypoints), standardised
@@ -235,14 +245,14 @@ class Transport:
         _, shift, scale = standardise_cost((torch.stack(cost, -1) * self.shares).sum(-1))
         self.factors = self.shares / (torch.stack(scales) * scale)
         self.center = (self.factors * torch.stack(centers)).sum() + shift / scale
-        return self._with_cost(terms, self._mixed)
+        return self._with_cost(terms, self.standardised)
 
     def _with_cost(self, block: _Block, change: Callable[[Tensor], Tensor]) -> _Block:
         """The block with both costs changed."""
         return _Block(block.states, block.chunks, change(block.cost), change(block.keypoint_cost))
 
-    def _mixed(self, terms: Tensor) -> Tensor:
-        """Standardised cost (...) of terms (..., C)."""
+    def standardised(self, terms: Tensor) -> Tensor:
+        """Cost (...) of terms (..., C) in the units of the last fit, centred as there."""
         return (terms * self.factors).sum(-1) - self.center
 
     def _mean(self, block: _Block) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,12 +16,12 @@ from benchmark.store import run_paths
 TINY = {"n_envs": 8, "n_steps": 4, "iterations": 6, "eval_every": 2, "eval_episodes": 8}
 
 
-def toy_spec(method: str, seed: int = 0, **overrides) -> RunSpec:
+def toy_spec(method: str, seed: int = 0, loop: dict[str, Any] | None = None, **overrides) -> RunSpec:
     """A run of well under a second on the toy task."""
     sampler = {"kind": "ddim", "ddim_steps": 3}
     if method == "dppo":
         overrides = {"ft_denoising_steps": 2, **overrides}
-    return make_spec("toy", method, seed, "embedded", TINY, sampler, overrides, threads=1, device="cpu")
+    return make_spec("toy", method, seed, "embedded", TINY | (loop or {}), sampler, overrides, threads=1, device="cpu")
 
 
 @pytest.fixture
@@ -36,7 +37,12 @@ def prepared(tmp_path: Path) -> Callable[..., PlannedRun]:
     return make
 
 
+# One arm for each way through the code; the others differ in numbers alone.
+DISTINCT_ARMS = ("frozen", "dppo", "idql", "dql", "otpr", "otpr-u", "otpr-conditional", "otpr-released")
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that asks for `arm` runs for every registered method and arm."""
-    if "arm" in metafunc.fixturenames:
-        metafunc.parametrize("arm", list(ARMS))
+    """A test that asks for `arm` runs for every registered method and arm, for `distinct_arm` for `DISTINCT_ARMS`."""
+    for name, arms in (("arm", tuple(ARMS)), ("distinct_arm", DISTINCT_ARMS)):
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, arms)

@@ -232,7 +232,7 @@ def test_hostile_names_and_errors(tmp_path: Path) -> None:
     text = (directory / "summary.md").read_text()
     table = [line for line in text.splitlines() if line.startswith("|")]
     widths = {line.replace("\\|", "").count("|") for line in table}
-    assert widths == {10} and "<script" not in text and "\x1b" not in text and "line\\\\nbreak" in text
+    assert widths == {11} and "<script" not in text and "\x1b" not in text and "line\\\\nbreak" in text
     latex = (directory / "summary.tex").read_text()
     assert "\\input{" not in latex and "\\textbackslash{}input\\{evil\\}" in latex
     assert all(line.endswith((r"\\", r"\midrule", r"\toprule")) for line in latex.splitlines()[8:-3])

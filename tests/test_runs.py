@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 import multiprocessing
 import shutil
 import time
@@ -16,7 +18,8 @@ from conftest import toy_spec
 from benchmark.finetune import Trainer
 from benchmark.launch.execute import RunBusy, execute, lease
 from benchmark.launch.local import run_inline, run_pool
-from benchmark.store import RunPaths, load_checkpoint, read_json, write_json
+from benchmark.plan import plan_runs, prepare
+from benchmark.store import RunPaths, load_checkpoint, read_json, save_checkpoint, write_json
 
 KILLS = 10
 
@@ -30,8 +33,9 @@ def rows(path: Path) -> list[dict[str, str]]:
         ]
 
 
-def results(paths: RunPaths) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    return rows(paths.curve), rows(paths.metrics)
+def results(paths: RunPaths) -> tuple[list[dict[str, str]], ...]:
+    files = (paths.curve, paths.metrics, paths.evaluations)
+    return tuple(rows(path) if path.exists() else [] for path in files)
 
 
 def test_same_spec_same_curve_whatever_the_launcher(prepared) -> None:
@@ -48,10 +52,11 @@ def test_another_seed_gives_another_curve(prepared) -> None:
     assert rows(first.paths.metrics) != rows(second.paths.metrics)
 
 
-def test_killed_at_random_moments_and_resumed_equals_uninterrupted(arm: str, prepared) -> None:
+def test_killed_at_random_moments_and_resumed_equals_uninterrupted(distinct_arm: str, prepared) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmark.launch.execute", "benchmark.methods", "otpr.agent", "baselines.dql"])
-    whole, run = prepared(arm, "whole"), prepared(arm, "killed")
+    rules = {"evaluate_rules": True}
+    whole, run = prepared(distinct_arm, "whole", loop=rules), prepared(distinct_arm, "killed", loop=rules)
     execute(whole.paths.root)
     spec, kills, resumed = read_json(run.paths.spec), 0, 0
     generator = np.random.default_rng(7)
@@ -73,6 +78,42 @@ def test_killed_at_random_moments_and_resumed_equals_uninterrupted(arm: str, pre
             write_json(run.paths.status, {"state": "queued"})
     assert results(run.paths) == results(whole.paths)
     assert resumed > 0
+
+
+def test_other_rules_play_the_same_episodes_beside_the_methods_own(prepared) -> None:
+    run, plain = prepared("idql", "rules", loop={"evaluate_rules": True}), prepared("idql", "plain")
+    execute(run.paths.root)
+    execute(plain.paths.root)
+    assert rows(run.paths.curve) == rows(plain.paths.curve)
+    assert not plain.paths.evaluations.exists()
+    recorded = rows(run.paths.evaluations)
+    assert [(row["iteration"], row["rule"]) for row in recorded] == [
+        (iteration, rule) for iteration in "246" for rule in ("actor", "best_q")
+    ]
+    own = {row["iteration"]: row["return_mean"] for row in rows(run.paths.curve)}
+    best = {row["iteration"]: row["return_mean"] for row in recorded if row["rule"] == "best_q"}
+    assert best == {iteration: own[iteration] for iteration in "246"}  # it is the rule of IDQL
+
+
+def test_a_run_made_before_a_setting_existed_goes_on(prepared) -> None:
+    run, whole = prepared("idql"), prepared("idql", "whole")
+    execute(whole.paths.root)
+    content = read_json(run.paths.spec)
+    del content["demonstrations_digest"], content["digest"]
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    old = content | {"digest": hashlib.sha256(canonical.encode()).hexdigest()}
+    write_json(run.paths.spec, old)
+    trainer = Trainer(run.spec)
+    for _ in range(3):
+        trainer.advance()
+    trainer.save(run.paths)
+    state = load_checkpoint(run.paths.checkpoint)
+    save_checkpoint(run.paths.checkpoint, state | {"digest": old["digest"]})
+    (planned,) = plan_runs([run.spec], run.paths.root.parents[2])
+    prepare(planned)
+    assert read_json(run.paths.spec) == old
+    assert execute(run.paths.root) == "done"
+    assert results(run.paths) == results(whole.paths)
 
 
 def test_learners_leave_the_frozen_curve(arm: str, prepared) -> None:

@@ -63,7 +63,7 @@ def test_mujoco_is_within_its_pin() -> None:
 def test_every_method_has_the_same_members(arm: str) -> None:
     module = ARMS[arm].load()
     method = getattr(module, ARMS[arm].class_name)
-    for member in ("act", "update", "state_dict", "load_state_dict"):
+    for member in ("act", "other_rules", "update", "state_dict", "load_state_dict"):
         assert callable(getattr(method, member))
     for table in (module.PUBLISHED, module.EMBEDDED):
         for family, values in table.items():

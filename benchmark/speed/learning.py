@@ -98,7 +98,7 @@ def make_method(name: str, envs: int, chunks: int, share: float = 1.0) -> tuple[
     changes["critic_warmup_iterations"] = 0
     settings = dataclasses.replace(settings, **{key: n for key, n in changes.items() if hasattr(settings, key)})
     shape = TaskShape(TASK.observation_dim, TASK.action_dim, TASK.action_horizon, envs, chunks)
-    return get_arm(name).build(settings, fresh_policy(), shape, torch.Generator().manual_seed(0)), shape
+    return get_arm(name).build(settings, fresh_policy(), shape, torch.Generator().manual_seed(0), None), shape
 
 
 def synthetic_rollout(method: Method, shape: TaskShape) -> Rollout:
