@@ -28,6 +28,7 @@ from benchmark.methods import resolve_settings
 from benchmark.spec import RunSpec
 from benchmark.store import RunPaths, read_json, write_rows
 from otpr.agent import OTPR
+from otpr.critic import ImplicitQCritic
 from otpr.duality import marginal_errors
 from otpr.exact import ExactTransport
 from otpr.method import ActionChunk, Rule
@@ -53,7 +54,7 @@ def load_checkpoint_into(trainer: Trainer, paths: RunPaths, action_bound: float)
     source = trainer.method
     settings = resolve_settings("otpr-u", trainer.task.family, trainer.spec.protocol, {})
     settings = dataclasses.replace(settings, action_bound=action_bound)
-    if not isinstance(source, OffPolicy) or not hasattr(source.critic, "value_net"):
+    if not isinstance(source, OffPolicy) or not isinstance(source.critic, ImplicitQCritic):
         raise ValueError(f"{trainer.spec.method!r} has no critic with Q and V; valid: idql and the arms of otpr")
     generator = trainer.streams.torch("diagnosis", trainer.spec.device)
     agent = OTPR(settings, source.actor, trainer.shape, generator)

@@ -30,6 +30,25 @@ PAIRS_PER_CALL = 16_384  # cost evaluations in one call: bounds the memory of a 
 CHECK_EVERY = 20  # gradient steps between two looks at the marginal errors
 
 
+class _NonPositive(torch.autograd.Function):
+    """min(x, 0) whose gradient also reaches an x > 0 that descent would lower: a projected gradient step.
+
+    A smooth parametrisation of v <= 0 saturates where the bound is slack, and cannot come back when it binds.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """min(x, 0)."""
+        ctx.save_for_backward(x)
+        return x.clamp(max=0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """Nothing where x > 0 and descent would raise it."""
+        (x,), (gradient,) = ctx.saved_tensors, gradients
+        return gradient * ((x < 0) | (gradient > 0))
+
+
 @dataclass(frozen=True)
 class TransportSettings:
     """Settings of the problem, of the potentials and of one fit.
@@ -86,7 +105,7 @@ class Potentials(nn.Module):
         if not self.uses_v:
             return u, torch.zeros_like(chunks[..., 0, 0])
         v = self.v(chunks.flatten(-2)).squeeze(-1)
-        return u, -nn.functional.softplus(v) if self.bounded else v
+        return u, _NonPositive.apply(v) if self.bounded else v
 
 
 @dataclass
@@ -136,7 +155,8 @@ class Transport:
         self.potentials = Potentials(observation_dim, chunk_dim, settings, generator).to(device)
         self.optimizer = torch.optim.Adam(self.potentials.parameters(), lr=settings.learning_rate, fused=True)
         self.shares = torch.tensor(shares, device=device)
-        self.factors = self.shares.clone()  # of the terms: standardised cost = terms @ factors - center
+        # standardised cost = (terms - origins) @ factors - center
+        self.factors, self.origins = self.shares.clone(), torch.zeros_like(self.shares)
         self.center = torch.zeros((), device=device)
         self.fits = 0  # completed fits; before the first one H means nothing
 
@@ -216,6 +236,7 @@ class Transport:
             "potentials": self.potentials.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "factors": self.factors,
+            "origins": self.origins,
             "center": self.center,
             "fits": self.fits,
         }
@@ -224,7 +245,8 @@ class Transport:
         """Restore `state_dict`."""
         self.potentials.load_state_dict(state["potentials"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.factors, self.center = state["factors"].to(self.factors), state["center"].to(self.center)
+        for name in ("factors", "origins", "center"):
+            setattr(self, name, state[name].to(getattr(self, name)))
         self.fits = state["fits"]
 
     @torch.no_grad()
@@ -244,7 +266,7 @@ class Transport:
         cost, centers, scales = zip(*(standardise_cost(term) for term in terms.cost.unbind(-1)), strict=True)
         _, shift, scale = standardise_cost((torch.stack(cost, -1) * self.shares).sum(-1))
         self.factors = self.shares / (torch.stack(scales) * scale)
-        self.center = (self.factors * torch.stack(centers)).sum() + shift / scale
+        self.origins, self.center = torch.stack(centers), shift / scale
         return self._with_cost(terms, self.standardised)
 
     def _with_cost(self, block: _Block, change: Callable[[Tensor], Tensor]) -> _Block:
@@ -253,7 +275,7 @@ class Transport:
 
     def standardised(self, terms: Tensor) -> Tensor:
         """Cost (...) of terms (..., C) in the units of the last fit, centred as there."""
-        return (terms * self.factors).sum(-1) - self.center
+        return ((terms - self.origins) * self.factors).sum(-1) - self.center
 
     def _mean(self, block: _Block) -> float:
         """The mean that H of the block has, b / (b - K): each row of b means counts K zeros."""
@@ -311,7 +333,9 @@ class Transport:
         rows, columns = marginal_errors(full, settings.action_bound)
         # The sum of both potentials at a keypoint pair is what gives H = b there; its v is 0 where v is a multiplier.
         matched = self.regulariser.gap(torch.full_like(block.keypoint_cost, size), settings.epsilon)
-        linear = u.sum() + settings.action_bound * v.sum() + (matched + block.keypoint_cost).sum()
+        linear = u.sum() + (matched + block.keypoint_cost).sum()
+        if settings.uses_v:
+            linear = linear + settings.action_bound * v.sum()
         return {
             "row_marginal_error": rows,
             "column_marginal_error": columns,

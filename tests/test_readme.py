@@ -14,7 +14,12 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"^python (-m .*)$", "\n".join(re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)), re.MULTILINE)
 # what takes minutes is run in a short form of itself
-SHORTER = {"-m benchmark.run": ["--dry-run"], "-m benchmark.speed": ["--help"], "-m benchmark.pretrain": ["--help"]}
+SHORTER = {
+    "-m benchmark.run": ["--dry-run"],
+    "-m benchmark.speed": ["--help"],
+    "-m benchmark.pretrain": ["--help"],
+    "-m benchmark.diagnose": ["--help"],
+}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
