@@ -80,7 +80,7 @@ def _runs_cell(cell: Cell) -> str:
 
 def _markdown_cells(cell: Cell) -> list[str]:
     scores = [tables.with_interval(cell.scores.get(name)) for name in ("iqm", "median", "mean", "optimality_gap")]
-    cost = [tables.duration(cell.wall_seconds), tables.number(cell.gradient_steps).removesuffix(".000")]
+    cost = [tables.duration(cell.wall_seconds), tables.count(cell.gradient_steps)]
     returned = [] if cell.task == summary.ALL_TASKS else [tables.with_interval(cell.return_mean)]
     names = [tables.escape_markdown(cell.method), cell.offline_data or tables.DASH]
     return [*names, *scores, *returned, _runs_cell(cell), *cost]

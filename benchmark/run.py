@@ -11,12 +11,14 @@ Exit status 0: everything asked for is done; 1: some run is not; 2: bad input, n
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
 import tyro
 
 from benchmark.launch.local import run_inline, run_pool
@@ -33,7 +35,7 @@ from benchmark.report import write_report
 from benchmark.spec import RunSpec
 from benchmark.status import ProgressPrinter
 from benchmark.store import read_json
-from benchmark.suites import load_suite
+from benchmark.suites import Suite, load_suite
 from benchmark.tasks import get_task
 
 
@@ -74,11 +76,14 @@ def main(arguments: Arguments) -> int:
         The exit status.
     """
     try:
+        experiment = experiment_suite(arguments)
         runs, out = plan(arguments)
         parallel = pool_size(arguments, runs)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if experiment:
+        return run_experiment(experiment, out, arguments.dry_run)
     again = ("failed", "diverged") if arguments.retry_failed else ()
     pending = [run for run in runs if run.state not in ({"done", "failed", "diverged"} - set(again))]
     print(describe(runs, pending, out))
@@ -101,6 +106,46 @@ def main(arguments: Arguments) -> int:
         print("stopped; the same command goes on from the checkpoints", file=sys.stderr)
         return 1
     return finish(runs, out)
+
+
+def experiment_suite(arguments: Arguments) -> Suite | None:
+    """The suite asked for, where it is an experiment rather than a set of runs.
+
+    Raises:
+        ValueError: unknown suite, or an option that only runs have.
+    """
+    if arguments.suite is None or arguments.from_spec is not None:
+        return None
+    suite = load_suite(arguments.suite)
+    if not suite.experiment:
+        return None
+    for name in ("methods", "tasks", "seeds", "set", "max_parallel", "retry_failed"):
+        if getattr(arguments, name) != getattr(Arguments, name):
+            raise ValueError(f"suite {suite.name!r} has no runs and takes no --{name.replace('_', '-')}")
+    if arguments.device not in ("auto", "cpu"):
+        raise ValueError(f"suite {suite.name!r} runs on the CPU alone, got --device {arguments.device}")
+    return suite
+
+
+def run_experiment(suite: Suite, out: Path, dry_run: bool) -> int:
+    """Call the suite's experiment, or say what it would do.
+
+    Returns:
+        The exit status.
+    """
+    print(f"{suite.name}: {suite.description}; files in {out / 'report'}")
+    if dry_run:
+        return 0
+    torch.set_num_threads(suite.threads)
+    try:
+        reached = importlib.import_module(suite.experiment).run(out, lambda line: print(line, flush=True))
+    except KeyboardInterrupt:
+        print("stopped; the same command starts again", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {out}: {error.strerror}", file=sys.stderr)
+        return 2
+    return 0 if reached else 1
 
 
 def plan(arguments: Arguments) -> tuple[list[PlannedRun], Path]:
@@ -128,7 +173,7 @@ def pool_size(arguments: Arguments, runs: list[PlannedRun]) -> int:
         ValueError: fewer than one asked for.
     """
     if arguments.max_parallel is None:
-        return max((os.cpu_count() or 1) // max(run.spec.threads for run in runs), 1)
+        return max((os.cpu_count() or 1) // max((run.spec.threads for run in runs), default=1), 1)
     if arguments.max_parallel < 1:
         raise ValueError(f"--max-parallel must be at least 1, got {arguments.max_parallel}")
     return arguments.max_parallel

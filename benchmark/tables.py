@@ -64,6 +64,11 @@ def number(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3f}"
 
 
+def count(value: float) -> str:
+    """A whole number for human eyes, a dash where it is not finite."""
+    return f"{value:,.0f}" if math.isfinite(value) else DASH
+
+
 def duration(seconds: float) -> str:
     """A length of time in seconds, minutes or hours."""
     if not math.isfinite(seconds):

@@ -229,7 +229,7 @@ class Settings(OffPolicySettings):
     row_condition: str = "potential"  # u(s) when drawing: the fitted one, or such that H of the "candidates" has mean 1
     policy_share: float = 0.5  # of the chunks in a fit that the actor samples at the fit's states; the rest is replayed
     transport_block_size: int = 512  # states and chunks of one fit, every one with every other
-    transport_first_steps: int = 1000  # most Adam steps of the first fit
+    transport_first_steps: int = 2000  # most Adam steps of the first fit
     transport_warm_steps: int = 200  # most Adam steps of each later fit, which goes on from the one before
     transport_tolerance: float = 0.01  # marginal error at which a fit stops early
     transport_learning_rate: float = 3e-3

@@ -62,7 +62,7 @@ class TransportSettings:
     action_bound: float = 1.0  # w: largest marginal density of a chunk; 1 is transport, block_size or more drops v
     hidden_dims: tuple[int, ...] = (256, 256)  # of u and of v
     learning_rate: float = 3e-3  # Adam; the released 1e-5 leaves marginal errors of 40 to 50 %
-    first_steps: int = 1000  # largest number of gradient steps of the first fit
+    first_steps: int = 2000  # largest number of gradient steps of the first fit
     warm_steps: int = 200  # of each later fit, which starts from the potentials of the one before
     tolerance: float = 0.01  # a fit stops when both marginal errors are this small; 0 never stops it early
     block_size: int = 512  # states, and chunks, in a fit: a gradient step sees block_size^2 pairs

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmark.methods import ARMS
 from benchmark.plan import PlannedRun, prepare
@@ -46,3 +47,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for name, arms in (("arm", tuple(ARMS)), ("distinct_arm", DISTINCT_ARMS)):
         if name in metafunc.fixturenames:
             metafunc.parametrize(name, arms)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Blocks of a few hundred points are too small for more threads, which would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

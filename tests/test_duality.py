@@ -21,12 +21,7 @@ BOTH = pytest.mark.parametrize("regulariser", REGULARISERS.values(), ids=list(RE
 EPSILON = 0.3
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

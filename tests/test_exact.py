@@ -26,12 +26,7 @@ ALL = pytest.mark.parametrize(("regulariser", "epsilon"), list(itertools.product
 BOUNDS = (1.001, 1.5, 4.0, 8.0)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def random_cost(n: int = COUNT, m: int = COUNT, seed: int = 1) -> np.ndarray:

@@ -14,12 +14,7 @@ OBSERVATION_DIM, HORIZON, ACTION_DIM, COUNT = 3, 2, 2, 6
 LOG_2 = math.log(2)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def uniform(*shape: int, seed: int = 0) -> Tensor:

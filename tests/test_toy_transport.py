@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmark import run, toy_transport
-from benchmark.toy_transport import sampling
+from benchmark.toy_transport import figures, sampling
 from benchmark.toy_transport import solve as solving
 from benchmark.toy_transport.problems import EXTENT, plane, smooth
 from otpr.transport import TransportSettings
@@ -23,12 +23,7 @@ COLUMNS = (
 )
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def call(out: Path, **fields) -> int:
@@ -72,11 +67,12 @@ def test_the_command_writes_the_whole_report(tmp_path: Path, monkeypatch, capsys
     monkeypatch.setattr(solving, "SCALES", (1.0,))
     monkeypatch.setattr(solving, "LIMITS", (("entropic", 1.0),))
     monkeypatch.setattr(sampling, "POOL", 64)
+    monkeypatch.setattr(figures, "SHOWN", 32)
     monkeypatch.setattr(toy_transport, "Sizes", lambda: SIZES)
-    assert call(tmp_path) == 0
+    assert call(tmp_path) == 1  # 20 steps are too few for what is required
     names = {path.name for path in (tmp_path / "report").iterdir()}
-    figures = {f"{stem}.{kind}" for stem in ("toy_transport", "plan_matrix") for kind in ("png", "pdf")}
-    assert names == figures | {"transport.csv", "transport.md"}
+    drawn = {f"{stem}.{kind}" for stem in ("toy_transport", "plan_matrix") for kind in ("png", "pdf")}
+    assert names == drawn | {"transport.csv", "transport.md"}
     text = (tmp_path / "report" / "transport.csv").read_text()
     assert text.splitlines()[0] == COLUMNS
     rows = list(csv.DictReader(text.splitlines()))
@@ -123,7 +119,7 @@ def test_pairs_come_first_and_lie_on_the_target(target: str) -> None:
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("scale", "offset"), [(0.1, 100.0), (100.0, 0.0)])
 def test_the_required_figures_hold(scale: float, offset: float, masked: bool) -> None:
-    case = solving.Case(smooth(scale, offset, masked), TransportSettings(), scale, offset, required=True)
+    case = solving.Case(smooth(scale, offset, masked), solving.SETTINGS, scale, offset, required=True)
     rows = solving.solve_case(case).rows
     assert rows[0]["required"] == "yes"
     assert not solving.missed(rows), rows[0]

@@ -23,12 +23,7 @@ SIZE, KEYPOINTS = 128, 8
 MIXED = (0.5, 0.5)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class SmoothCost:

@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Suite:
-    """What a suite runs: every method on every task with every seed, under one protocol."""
+    """What a suite runs: every method on every task with every seed under one protocol, or an experiment instead."""
 
     name: str
     description: str
@@ -29,6 +29,7 @@ class Suite:
     loop: dict[str, Any] = field(default_factory=dict)  # what differs from the task's loop sizes
     sampler: dict[str, Any] = field(default_factory=dict)  # what differs from the default sampler
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)  # per method, what differs from its tables
+    experiment: str = ""  # module whose run(out, progress) -> bool is called instead; then no tasks, no methods
 
 
 def suite_names() -> list[str]:
