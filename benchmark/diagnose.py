@@ -11,6 +11,7 @@ actor alone (a uniform draw) and the candidate of largest Q.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
 import time
 from collections.abc import Callable
@@ -42,18 +43,18 @@ SOLVERS = ("neural", "conditional", "exact")
 COLUMNS = ("task", "method", "seed", "env_steps", "rule", "solver", "action_bound", "epsilon", "episodes")
 
 
-def load_checkpoint_into(trainer: Trainer, paths: RunPaths, action_bound: float) -> OTPR:
-    """An unmasked OTPR agent around the actor, critic and replay of a run's checkpoint.
+def load_checkpoint_into(trainer: Trainer, paths: RunPaths, action_bound: float, epsilon: float) -> OTPR:
+    """An unmasked OTPR agent with these settings around the actor, critic and replay of a run's checkpoint.
 
     Raises:
-        ValueError: there is no checkpoint, or its method has no implicit Q-learning critic.
+        ValueError: there is no checkpoint, its method has no implicit Q-learning critic, or a setting out of range.
     """
     if not paths.checkpoint.exists():
         raise ValueError(f"{paths.root} has no checkpoint.pt; run it first")
     trainer.restore(paths)
     source = trainer.method
     settings = resolve_settings("otpr-u", trainer.task.family, trainer.spec.protocol, {})
-    settings = dataclasses.replace(settings, action_bound=action_bound)
+    settings = dataclasses.replace(settings, action_bound=action_bound, epsilon=epsilon)
     if not isinstance(source, OffPolicy) or not isinstance(source.critic, ImplicitQCritic):
         raise ValueError(f"{trainer.spec.method!r} has no critic with Q and V; valid: idql and the arms of otpr")
     generator = trainer.streams.torch("diagnosis", trainer.spec.device)
@@ -138,6 +139,8 @@ class Arguments:
     """CSV file to write."""
     bounds: tuple[float, ...] = (1.0, 2.0, 4.0, 1e9)
     """Bounds on the action marginal; 1 is transport, a very large one drops its potential."""
+    epsilons: tuple[float, ...] = (0.1,)
+    """Strengths of the regulariser, in units of the cost."""
     solvers: tuple[str, ...] = SOLVERS
     """neural, exact, or conditional: neural v, and u(s) with which H of a state's candidates has mean 1."""
 
@@ -156,7 +159,7 @@ def diagnose(arguments: Arguments) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     with numeric_settings(spec):
         trainer = Trainer(spec)
-        agent = load_checkpoint_into(trainer, paths, 1.0)
+        agent = load_checkpoint_into(trainer, paths, arguments.bounds[0], arguments.epsilons[0])
         identity = {"task": spec.task, "method": spec.method, "seed": spec.seed, "env_steps": trainer.env_steps}
 
         def record(values: dict[str, Any], rule: Rule) -> None:
@@ -166,17 +169,16 @@ def diagnose(arguments: Arguments) -> list[dict[str, Any]]:
 
         for name, rule in agent.other_rules().items():
             record({"rule": name}, rule)
-        for bound in arguments.bounds:
-            for solver in arguments.solvers:
-                agent = load_checkpoint_into(trainer, paths, bound)
-                compatibility, effort = solve(agent, solver)
-                values = {
-                    "rule": "sample_h",
-                    "solver": solver,
-                    "action_bound": bound,
-                    "epsilon": agent.settings.epsilon,
-                }
-                record(values | signal(agent, compatibility) | effort, drawing_rule(agent, compatibility))
+        for bound, epsilon, solver in itertools.product(arguments.bounds, arguments.epsilons, arguments.solvers):
+            agent = load_checkpoint_into(trainer, paths, bound, epsilon)
+            compatibility, effort = solve(agent, solver)
+            values = {
+                "rule": "sample_h",
+                "solver": solver,
+                "action_bound": bound,
+                "epsilon": agent.settings.epsilon,
+            }
+            record(values | signal(agent, compatibility) | effort, drawing_rule(agent, compatibility))
     return rows
 
 
@@ -184,7 +186,7 @@ def main(arguments: Arguments) -> int:
     """Diagnose and write the table; returns the exit status."""
     try:
         write_rows(arguments.out, diagnose(arguments), COLUMNS)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:  # the last where the exact solver fails
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
