@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from benchmark.methods import ARMS
 from benchmark.plan import PlannedRun, prepare
 from benchmark.spec import RunSpec, make_spec
 from benchmark.store import run_paths
+
+torch.set_num_threads(1)  # what is tested is too small for more, which would only wait for each other
 
 TINY = {"n_envs": 8, "n_steps": 4, "iterations": 6, "eval_every": 2, "eval_episodes": 8}
 
@@ -47,12 +49,3 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for name, arms in (("arm", tuple(ARMS)), ("distinct_arm", DISTINCT_ARMS)):
         if name in metafunc.fixturenames:
             metafunc.parametrize(name, arms)
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Blocks of a few hundred points are too small for more threads, which would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

@@ -21,9 +21,6 @@ BOTH = pytest.mark.parametrize("regulariser", REGULARISERS.values(), ids=list(RE
 EPSILON = 0.3
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 

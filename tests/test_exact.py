@@ -26,9 +26,6 @@ ALL = pytest.mark.parametrize(("regulariser", "epsilon"), list(itertools.product
 BOUNDS = (1.001, 1.5, 4.0, 8.0)
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def random_cost(n: int = COUNT, m: int = COUNT, seed: int = 1) -> np.ndarray:
     """Smooth in (s, a), with standard deviation 1, an effect of the state and a mean away from zero."""
     generator = np.random.default_rng(seed)

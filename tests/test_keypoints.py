@@ -14,9 +14,6 @@ OBSERVATION_DIM, HORIZON, ACTION_DIM, COUNT = 3, 2, 2, 6
 LOG_2 = math.log(2)
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def uniform(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 

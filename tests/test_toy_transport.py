@@ -23,9 +23,6 @@ COLUMNS = (
 )
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def call(out: Path, **fields) -> int:
     return run.main(run.Arguments(suite="toy-transport", out=out, **fields))
 

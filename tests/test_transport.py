@@ -23,9 +23,6 @@ SIZE, KEYPOINTS = 128, 8
 MIXED = (0.5, 0.5)
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 class SmoothCost:
     """One term: a random trigonometric sum over (s, a), rotated towards a second one by `drift`."""
 
