@@ -23,7 +23,7 @@ from benchmark.store import read_json, write_bytes, write_json
 from benchmark.tasks import TASKS, PretrainSettings, Task
 from otpr.diffusion import SamplerSettings
 
-SHIPPED = sorted(path.stem for path in policies.FOLDER.glob("*.pt"))
+SHIPPED = sorted(path.stem for path in policies.FOLDER.glob("*.json"))
 TOY = dataclasses.replace(TASKS["toy"], pretraining=PretrainSettings(gradient_steps=40, ema_start=10, batch_size=32))
 
 
