@@ -19,8 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmark.envs import make_env
 from benchmark.finetune import Collector
-from benchmark.methods import ARMS, get_arm, resolve_settings
+from benchmark.methods import ARMS, get_arm, resolve_settings, uses_demonstrations
 from benchmark.policies import Normalizer
+from benchmark.policies.demonstrations import load_demonstrations
 from benchmark.seeding import BASE_SEED, Streams
 from benchmark.speed.measuring import Figure, Row, Sizes, measure, ratio
 from benchmark.speed.physics import ACTION_SCALE
@@ -98,7 +99,8 @@ def make_method(name: str, envs: int, chunks: int, share: float = 1.0) -> tuple[
     changes["critic_warmup_iterations"] = 0
     settings = dataclasses.replace(settings, **{key: n for key, n in changes.items() if hasattr(settings, key)})
     shape = TaskShape(TASK.observation_dim, TASK.action_dim, TASK.action_horizon, envs, chunks)
-    return get_arm(name).build(settings, fresh_policy(), shape, torch.Generator().manual_seed(0), None), shape
+    pairs = load_demonstrations(TASK).pairs if uses_demonstrations(settings) else None
+    return get_arm(name).build(settings, fresh_policy(), shape, torch.Generator().manual_seed(0), pairs), shape
 
 
 def synthetic_rollout(method: Method, shape: TaskShape) -> Rollout:
