@@ -299,7 +299,8 @@ class Trainer:
         if state.get("digest") not in (self.spec.digest, read_json(paths.spec).get("digest")):
             raise ValueError(f"{paths.checkpoint}: checkpoint of another specification")
         self.iteration, self.wall_seconds = state["iteration"], state["wall_seconds"]
-        self.curve, self.rule_rows, self.metrics = state["curve"], state["rule_rows"], state["metrics"]
+        self.curve, self.metrics = state["curve"], state["metrics"]
+        self.rule_rows = state.get("rule_rows", [])  # checkpoints of before there were such rules
         self.collector.load_state_dict(state["collector"])
         self.method.load_state_dict(state["method"])
 
