@@ -2,22 +2,48 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmark.data.d4rl import Dataset, Episodes, read_dataset, write_dataset
+from benchmark.data.d4rl import write_d4rl
 from benchmark.data.demonstrator import Demonstrator, load_demonstrator
+from benchmark.data.episodes import Episodes
 from benchmark.data.registry import LocalData, dataset_path
+from benchmark.data.robomimic import write_robomimic
 from benchmark.envs import VectorEnv, make_env
 from benchmark.envs.toy import toy_demonstrations
 from benchmark.seeding import Streams, derive_seed
 
 
+def make_dataset(data: LocalData, path: Path | None = None, threads: int = 1) -> Path:
+    """Generate a dataset and write it, by default to the cache; returns where.
+
+    Args:
+        threads: threads of the physics, or worker processes of robosuite; never changes a result.
+
+    Raises:
+        ValueError: the demonstrator is missing or damaged.
+        OSError: the file cannot be written.
+    """
+    path = dataset_path(data.task) if path is None else path
+    attributes = {**data.recipe(), "data_digest": data.digest()}
+    if data.layout == "robomimic":
+        from benchmark.envs.robosuite import default_arguments  # optional package
+
+        script = importlib.import_module(str(data.script))
+        demonstrations = script.demonstrate(data.environment, _seeds(data), threads)
+        write_robomimic(path, demonstrations, default_arguments(data.environment), attributes)
+    else:
+        write_d4rl(path, make_episodes(data, threads), attributes)
+    return path
+
+
 def make_episodes(data: LocalData, threads: int = 1) -> Episodes:
-    """Generate a dataset's episodes.
+    """Generate the episodes of a dataset in D4RL's layout.
 
     Args:
         threads: threads of the physics; never changes a result.
@@ -25,19 +51,25 @@ def make_episodes(data: LocalData, threads: int = 1) -> Episodes:
     Raises:
         ValueError: the demonstrator is missing or damaged.
     """
-    streams = Streams(data.seed, data.task, 0)
     path = data.demonstrator_path()
+    if data.script is not None:
+        return importlib.import_module(data.script).demonstrate(_seeds(data), threads)
     if path is None:
         generator = np.random.default_rng(derive_seed(data.seed, data.task, 0, "demonstrations"))
         return Episodes(**toy_demonstrations(generator, data.episodes))
     data.recipe()  # refuses a demonstrator that is not the one of its card
     env = make_env(data.environment, data.episodes, action_horizon=1, threads=threads)
     try:
-        indices = np.arange(data.episodes)
-        seeds = streams.episodes("demonstrations", indices, np.zeros_like(indices))
-        return roll_out(env, load_demonstrator(path), seeds, streams.torch("demonstrator"))
+        actions = Streams(data.seed, data.task, 0).torch("demonstrator")
+        return roll_out(env, load_demonstrator(path), _seeds(data), actions)
     finally:
         env.close()
+
+
+def _seeds(data: LocalData) -> NDArray[np.int64]:
+    """The reset seed of each episode."""
+    indices = np.arange(data.episodes)
+    return Streams(data.seed, data.task, 0).episodes("demonstrations", indices, np.zeros_like(indices))
 
 
 def roll_out(env: VectorEnv, policy: Demonstrator, seeds: NDArray[np.int64], generator: torch.Generator) -> Episodes:
@@ -62,45 +94,3 @@ def roll_out(env: VectorEnv, policy: Demonstrator, seeds: NDArray[np.int64], gen
     episode, *columns = (np.concatenate(column) for column in zip(*rows, strict=True))
     order = np.argsort(episode, kind="stable")  # from step after step to episode after episode
     return Episodes(*(column[order] for column in columns))
-
-
-def make_dataset(data: LocalData, path: Path | None = None, threads: int = 1) -> Path:
-    """Generate a dataset and write it, by default to the cache; returns where.
-
-    Raises:
-        ValueError: the demonstrator is missing or damaged.
-        OSError: the file cannot be written.
-    """
-    path = dataset_path(data.task) if path is None else path
-    write_dataset(path, make_episodes(data, threads), {**data.recipe(), "data_digest": data.digest()})
-    return path
-
-
-def verify_dataset(data: LocalData, path: Path) -> Dataset:
-    """Read a file and check that it holds this dataset as the present recipe makes it.
-
-    Raises:
-        ValueError: missing, damaged, or made by another recipe.
-    """
-    dataset = read_dataset(path)
-    if dataset.digest != data.digest():
-        found = {key: dataset.attributes.get(key) for key in data.recipe()}
-        other = [key for key, value in data.recipe().items() if found[key] != value]
-        raise ValueError(f"{path}: not {data.task!r} as made today; it differs in {', '.join(other) or 'data_digest'}")
-    return dataset
-
-
-def load_dataset(data: LocalData) -> Dataset:
-    """The dataset from the cache, generated first where it is missing or made by an older recipe.
-
-    Raises:
-        ValueError: the cached file is damaged, or the demonstrator is missing.
-        OSError: the file cannot be written.
-    """
-    path = dataset_path(data.task)
-    if path.exists():
-        dataset = read_dataset(path)
-        if dataset.digest == data.digest():
-            return dataset
-    make_dataset(data, path)
-    return verify_dataset(data, path)
