@@ -5,13 +5,9 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from typing import Any
 
 import gymnasium
 import mujoco
@@ -20,19 +16,10 @@ from gymnasium.utils import seeding
 from numpy.typing import NDArray
 
 from benchmark.envs import native
-from benchmark.envs.base import (
-    ChunkStep,
-    VectorEnv,
-    check_actions,
-    check_indices,
-    check_running,
-    check_seeds,
-    check_sizes,
-    load_arrays,
-)
+from benchmark.envs.base import check_indices, check_seeds, check_sizes
+from benchmark.envs.native_env import NativeEnv
 
 MAX_EPISODE_STEPS = 1000
-_SLICES_PER_THREAD = 4  # small enough to level out uneven episodes, large enough that dispatch costs nothing
 _ASSETS = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets"
 
 
@@ -85,7 +72,7 @@ TASKS = {
 }  # fmt: skip
 
 
-class LocomotionEnv(VectorEnv):
+class LocomotionEnv(NativeEnv):
     """A batch of one gymnasium v4 locomotion task: same seeds and float32 actions give gymnasium's bits.
 
     Observations are (positions without x, velocities): 11 numbers for hopper, 17 for walker2d and halfcheetah, in m,
@@ -107,22 +94,11 @@ class LocomotionEnv(VectorEnv):
             raise ValueError(f"unknown locomotion task {task!r}; valid: {', '.join(sorted(TASKS))}")
         check_sizes(num_envs, action_horizon, threads)
         self._task = TASKS[task]
-        self._model = mujoco.MjModel.from_xml_path(str(_ASSETS / self._task.model_file))
-        self._rules = self._task.rules(self._model)
-        self._data = [mujoco.MjData(self._model) for _ in range(threads)]
-        self._simulations = [_simulation(self._model, data) for data in self._data]
-        self._pool = ThreadPoolExecutor(threads - 1) if threads > 1 else None
-        self.num_envs = num_envs
-        self.observation_dim = self._model.nq - 1 + self._model.nv
-        self.action_dim = self._model.nu
-        self.action_horizon = action_horizon
+        model = mujoco.MjModel.from_xml_path(str(_ASSETS / self._task.model_file))
+        rules = self._task.rules(model)
+        super().__init__(model, native.step_slice, rules, num_envs, action_horizon, threads, camera="track")
+        self.observation_dim = model.nq - 1 + model.nv
         self.max_episode_steps = MAX_EPISODE_STEPS
-        size = mujoco.mj_stateSize(self._model, native.INTEGRATION)
-        self._batch = native.Batch(
-            states=np.zeros((num_envs, size)),
-            elapsed=np.zeros(num_envs, dtype=np.int64),
-            ended=np.ones(num_envs, dtype=np.bool_),
-        )
 
     def reset(self, indices: NDArray[np.int64], seeds: NDArray[np.int64]) -> NDArray[np.float64]:
         """Start new episodes as `gymnasium.Env.reset(seed=...)` does; see `VectorEnv.reset`."""
@@ -140,44 +116,6 @@ class LocomotionEnv(VectorEnv):
         self._batch.ended[indices] = False
         return observations
 
-    def step(self, indices: NDArray[np.int64], actions: NDArray[np.float32]) -> ChunkStep:
-        """Execute one chunk per environment; see `VectorEnv.step`."""
-        indices = check_indices(self, indices)
-        actions = check_actions(self, indices, actions)
-        check_running(indices, self._batch.ended)
-        count = len(indices)
-        outcome = native.Outcome(
-            observations=np.empty((count, self.observation_dim)),
-            rewards=np.zeros((count, self.action_horizon)),
-            steps=np.zeros(count, dtype=np.int64),
-            terminated=np.zeros(count, dtype=np.bool_),
-            truncated=np.zeros(count, dtype=np.bool_),
-        )
-        slices = itertools.pairwise(self._bounds(count))
-
-        def work(simulation: native.Simulation) -> None:
-            for start, stop in slices:  # shared: next() on a C iterator is atomic, so each slice is taken once
-                native.step_slice(simulation, self._rules, self._batch, indices, actions, outcome, start, stop)
-
-        helpers = [self._pool.submit(work, simulation) for simulation in self._simulations[1:]] if self._pool else []
-        work(self._simulations[0])
-        for helper in helpers:
-            helper.result()
-        return ChunkStep(*outcome)
-
-    def state_dict(self) -> dict[str, Any]:
-        """`states` (N, S) float64, `elapsed` (N,) int64, `ended` (N,) bool; see `VectorEnv.state_dict`."""
-        return {name: array.copy() for name, array in self._batch._asdict().items()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned; see `VectorEnv.load_state_dict`."""
-        load_arrays(self._batch._asdict(), state)
-
-    def close(self) -> None:
-        """Stop the threads; the environment cannot be stepped afterwards if it had any."""
-        if self._pool:
-            self._pool.shutdown()
-
     def _start_episode(self, data: mujoco.MjData, seed: int) -> None:
         """Put `data` at the start of episode `seed`: gymnasium's draws, in gymnasium's order."""
         random, _ = seeding.np_random(seed)
@@ -189,14 +127,3 @@ class LocomotionEnv(VectorEnv):
         else:
             data.qvel[:] += random.uniform(low=-noise, high=noise, size=self._model.nv)
         mujoco.mj_forward(self._model, data)
-
-    def _bounds(self, count: int) -> list[int]:
-        """Edges of the slices that `count` rows are cut into."""
-        threads = len(self._simulations)
-        pieces = 1 if threads == 1 else min(count, threads * _SLICES_PER_THREAD)
-        return [count * piece // pieces for piece in range(pieces + 1)] if count else []
-
-
-def _simulation(model: mujoco.MjModel, data: mujoco.MjData) -> native.Simulation:
-    """What the kernel needs of one pair; the caller keeps the pair alive."""
-    return native.Simulation(model._address, data._address, data.qpos, data.qvel, data.ctrl)

@@ -1,8 +1,9 @@
-"""Compiled stepping of MuJoCo locomotion environments: whole chunks, whole slices of environments, no GIL.
+"""Compiled stepping of MuJoCo environments: whole chunks, whole slices of environments, no GIL.
 
-The kernel calls the very libmujoco that the Python bindings loaded, so its physics is gymnasium's to the last bit.
+The kernels call the very libmujoco that the Python bindings loaded, so their physics is MuJoCo's to the last bit.
 Everything an environment carries from one step to the next is its `mjSTATE_INTEGRATION` vector (time, positions,
-velocities, warm start, controls...), loaded into a thread's `MjData` before a chunk and read back after it.
+velocities, warm start, controls...), loaded into a thread's `MjData` before a chunk and read back after it. All kernels
+share this file: numba notices a change of the file that holds a kernel, not of another one that holds its helpers.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -26,7 +27,7 @@ _LIBRARY_PATTERNS = {"darwin": "libmujoco*.dylib", "win32": "mujoco.dll"}
 
 
 class Rules(NamedTuple):
-    """One task's constants, in the units of its MuJoCo model (metres, radians, seconds)."""
+    """A locomotion task's constants, in the units of its MuJoCo model (metres, radians, seconds)."""
 
     frame_skip: int  # physics steps per environment step
     dt: float  # seconds per environment step
@@ -38,6 +39,21 @@ class Rules(NamedTuple):
     max_angle: float  # exclusive bound on |qpos[2]|
     max_state: float  # exclusive bound on the magnitude of qpos[2:] and qvel
     velocity_clip: float  # observed velocities are clipped to +-this
+    max_episode_steps: int
+
+
+class KitchenRules(NamedTuple):
+    """The kitchen's constants, in metres, radians and seconds. R robot joints, Q positions, T sub-tasks."""
+
+    frame_skip: int  # physics steps per environment step
+    dt: float  # seconds per environment step
+    speed: float  # joint velocity that an action of 1 asks for, per second
+    lower: np.ndarray  # (R,) bounds of the commanded robot positions
+    upper: np.ndarray  # (R,)
+    goal: np.ndarray  # (Q,) goal positions, 0 outside the sub-tasks
+    first: np.ndarray  # (T,) each sub-task's range of positions, first to last exclusive
+    last: np.ndarray  # (T,)
+    threshold: float  # a sub-task is complete where its positions are nearer to the goal than this
     max_episode_steps: int
 
 
@@ -57,6 +73,16 @@ class Batch(NamedTuple):
     states: np.ndarray
     elapsed: np.ndarray
     ended: np.ndarray
+
+
+class KitchenBatch(NamedTuple):
+    """`Batch`, the whole episode's observation noise (N, steps + 1, Q), and (N, T) bool sub-tasks to complete."""
+
+    states: np.ndarray
+    elapsed: np.ndarray
+    ended: np.ndarray
+    noise: np.ndarray
+    pending: np.ndarray
 
 
 class Outcome(NamedTuple):
@@ -92,6 +118,32 @@ def _compiled(function: Callable[..., None]) -> Any:
         return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # numba finds no writable cache folder: compile in this process
         return numba.njit(**options)(function)
+
+
+@numba.njit(error_model="numpy")
+def _load(simulation, batch, env):
+    """Put environment `env` into the simulation."""
+    state = batch.states.ctypes.data + env * batch.states.strides[0]
+    _set_state(simulation.model, simulation.data, state, INTEGRATION)
+
+
+@numba.njit(error_model="numpy")
+def _save(simulation, batch, env):
+    """Keep the simulation's state as that of environment `env`."""
+    state = batch.states.ctypes.data + env * batch.states.strides[0]
+    _get_state(simulation.model, simulation.data, state, INTEGRATION)
+
+
+@numba.njit(error_model="numpy")
+def _finish_step(batch, env, outcome, row, step, terminated, max_episode_steps):
+    """Count one step of environment `env` and record its flags; returns whether its episode has ended."""
+    batch.elapsed[env] += 1
+    outcome.steps[row] = step + 1
+    outcome.terminated[row] = terminated
+    outcome.truncated[row] = batch.elapsed[env] >= max_episode_steps
+    if outcome.terminated[row] or outcome.truncated[row]:
+        batch.ended[env] = True
+    return batch.ended[env]
 
 
 @numba.njit(error_model="numpy")
@@ -135,23 +187,60 @@ def _observe(simulation, rules, observation):
 
 
 def _step_slice(simulation, rules, batch, indices, actions, outcome, start, stop):
-    """Run rows `start` to `stop` of (n, H, A) float32 `actions` in environments `indices[start:stop]`."""
-    row_bytes = batch.states.strides[0]
+    """Run rows `start` to `stop` of (n, H, A) float32 `actions` in locomotion environments `indices[start:stop]`."""
     for row in range(start, stop):
         env = indices[row]
-        state = batch.states.ctypes.data + env * row_bytes
-        _set_state(simulation.model, simulation.data, state, INTEGRATION)
+        _load(simulation, batch, env)
         for step in range(actions.shape[1]):
             outcome.rewards[row, step] = _advance(simulation, actions[row, step], rules)
-            batch.elapsed[env] += 1
-            outcome.steps[row] = step + 1
-            outcome.terminated[row] = rules.terminates and not _is_healthy(simulation.qpos, simulation.qvel, rules)
-            outcome.truncated[row] = batch.elapsed[env] >= rules.max_episode_steps
-            if outcome.terminated[row] or outcome.truncated[row]:
-                batch.ended[env] = True
+            terminated = rules.terminates and not _is_healthy(simulation.qpos, simulation.qvel, rules)
+            if _finish_step(batch, env, outcome, row, step, terminated, rules.max_episode_steps):
                 break
-        _get_state(simulation.model, simulation.data, state, INTEGRATION)
+        _save(simulation, batch, env)
         _observe(simulation, rules, outcome.observations[row])
 
 
+@numba.njit(error_model="numpy")
+def _move_robot(simulation, action, noise, rules):
+    """One kitchen step under (R,) float32 `action`: velocities, held by position control from the last observation."""
+    for i in range(action.shape[0]):
+        velocity = min(max(np.float64(action[i]), -1.0), 1.0) * rules.speed
+        target = simulation.qpos[i] + noise[i] + velocity * rules.dt
+        simulation.ctrl[i] = min(max(target, rules.lower[i]), rules.upper[i])
+    for _ in range(rules.frame_skip):
+        _mj_step(simulation.model, simulation.data)
+
+
+@numba.njit(error_model="numpy")
+def _count_completions(observation, pending, rules):
+    """Sub-tasks that (2 Q,) `observation` completes; they leave (T,) `pending`."""
+    completions = 0
+    for task in range(pending.shape[0]):
+        squares = 0.0
+        for i in range(rules.first[task], rules.last[task]):
+            squares += (observation[i] - rules.goal[i]) ** 2
+        if pending[task] and np.sqrt(squares) < rules.threshold:
+            pending[task] = False
+            completions += 1
+    return completions
+
+
+def _step_kitchen(simulation, rules, batch, indices, actions, outcome, start, stop):
+    """Run rows `start` to `stop` of (n, H, R) float32 `actions` in kitchen environments `indices[start:stop]`."""
+    size = rules.goal.shape[0]
+    for row in range(start, stop):
+        env = indices[row]
+        observation, noise, pending = outcome.observations[row], batch.noise[env], batch.pending[env]
+        observation[size:] = rules.goal
+        _load(simulation, batch, env)
+        for step in range(actions.shape[1]):
+            _move_robot(simulation, actions[row, step], noise[batch.elapsed[env]], rules)
+            observation[:size] = simulation.qpos + noise[batch.elapsed[env] + 1]
+            outcome.rewards[row, step] = _count_completions(observation, pending, rules)
+            if _finish_step(batch, env, outcome, row, step, not pending.any(), rules.max_episode_steps):
+                break
+        _save(simulation, batch, env)
+
+
 step_slice = _compiled(_step_slice)
+step_kitchen = _compiled(_step_kitchen)
