@@ -1,0 +1,267 @@
+"""robomimic's tasks on robosuite 1.4.1: Lift, PickPlaceCan, NutAssemblySquare and TwoArmTransport."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmark.envs.base import (
+    ChunkStep,
+    VectorEnv,
+    check_actions,
+    check_indices,
+    check_running,
+    check_seeds,
+    check_sizes,
+    load_arrays,
+)
+from benchmark.envs.robosuite_simulator import VERSION, accepted_arguments
+from benchmark.envs.workers import Models, SimulatorPool, WorkerGroup, shared_group, shared_pool
+
+_NO_EPISODE = -1.0  # as the model of a row
+_ARM_KEYS = ("eef_pos", "eef_quat", "gripper_qpos")
+_FORCED = {
+    "has_renderer": False,
+    "has_offscreen_renderer": False,
+    "use_camera_obs": False,
+    "camera_depths": False,
+    "use_object_obs": True,
+    "reward_shaping": False,
+    "reward_scale": 1.0,
+    "ignore_done": True,
+    "hard_reset": False,
+}  # whatever a dataset says; the last as DPPO sets it
+# The kind of controller whose whole memory a simulator saves.
+_CONTROLLER = (("type", "OSC_POSE"), ("impedance_mode", "fixed"), ("interpolation", None))
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What robomimic's and DPPO's publications fix of a task."""
+
+    env_name: str  # robosuite's
+    arms: int
+    observation_dim: int
+    max_episode_steps: int  # DPPO's
+    models: int  # constructor seeds among which an episode's seed chooses
+
+
+# Lift draws the cube's edge in its constructor and Transport the hammer's head; the models of the others are fixed.
+MODEL_VARIANTS = 4
+_TASKS = {
+    "lift": _Task("Lift", 1, 19, 300, MODEL_VARIANTS),
+    "can": _Task("PickPlaceCan", 1, 23, 300, 1),
+    "square": _Task("NutAssemblySquare", 1, 23, 400, 1),
+    "transport": _Task("TwoArmTransport", 2, 59, 800, MODEL_VARIANTS),
+}
+OBSERVATION_KEYS: dict[str, tuple[str, ...]] = {
+    name: (*(f"robot{arm}_{key}" for arm in range(task.arms) for key in _ARM_KEYS), "object")
+    for name, task in _TASKS.items()
+}
+
+
+def default_arguments(task: str) -> dict[str, Any]:
+    """The environment metadata of robomimic's published v1.4.1 low-dimensional datasets (``env_args``).
+
+    They name ``damping`` and ``damping_limits``, which robosuite 1.4.1 calls ``damping_ratio...`` and therefore
+    ignores; its defaults are the same where it matters (ratio 1; the limits are for variable impedance only).
+
+    Raises:
+        ValueError: unknown task.
+    """
+    definition = _get_task(task)
+    controller = {
+        "type": "OSC_POSE",
+        "input_max": 1,
+        "input_min": -1,
+        "output_max": [0.05, 0.05, 0.05, 0.5, 0.5, 0.5],
+        "output_min": [-0.05, -0.05, -0.05, -0.5, -0.5, -0.5],
+        "kp": 150,
+        "damping": 1,
+        "impedance_mode": "fixed",
+        "kp_limits": [0, 300],
+        "damping_limits": [0, 10],
+        "position_limits": None,
+        "orientation_limits": None,
+        "uncouple_pos_ori": True,
+        "control_delta": True,
+        "interpolation": None,
+        "ramp_ratio": 0.2,
+    }
+    env_kwargs: dict[str, Any] = {
+        "has_renderer": False,
+        "has_offscreen_renderer": False,
+        "ignore_done": True,
+        "use_object_obs": True,
+        "use_camera_obs": False,
+        "control_freq": 20,
+        "controller_configs": controller,
+        "robots": ["Panda"] * definition.arms,
+        "camera_depths": False,
+        "camera_heights": 84,
+        "camera_widths": 84,
+        "reward_shaping": False,
+    }
+    if definition.arms == 2:
+        env_kwargs["env_configuration"] = "single-arm-opposed"
+    return {"env_name": definition.env_name, "env_version": VERSION, "type": 1, "env_kwargs": env_kwargs}
+
+
+def constructor_arguments(task: str, arguments: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What robosuite's constructor gets for a task: a dataset's ``env_kwargs`` without rendering, as fixed JSON.
+
+    Args:
+        arguments: robomimic's ``env_args``; None means `default_arguments`.
+
+    Raises:
+        ValueError: an unknown task, or arguments that are not of this task, this version or this controller.
+    """
+    definition = _get_task(task)
+    arguments = default_arguments(task) if arguments is None else arguments
+    env_kwargs = arguments.get("env_kwargs") if isinstance(arguments, Mapping) else None
+    if not isinstance(env_kwargs, Mapping):
+        raise ValueError(f"arguments of task {task!r} must be a mapping with a mapping env_kwargs, got {arguments!r}")
+    required = (("env_name", definition.env_name), ("env_version", VERSION), ("type", 1))
+    _check_values(f"arguments of task {task!r}", arguments, required)
+    unknown = sorted(set(env_kwargs) - accepted_arguments(definition.env_name))
+    if unknown:
+        raise ValueError(f"{definition.env_name} of robosuite {VERSION} has no argument {', '.join(unknown)}")
+    _check_values(f"env_kwargs of task {task!r}", {"control_freq": 20} | dict(env_kwargs), (("control_freq", 20),))
+    controllers = env_kwargs.get("controller_configs")
+    for controller in controllers if isinstance(controllers, list) else [controllers]:
+        if not isinstance(controller, Mapping):
+            raise ValueError(f"controller_configs of task {task!r} must be a mapping for each arm, got {controllers!r}")
+        given = {"impedance_mode": "fixed", "interpolation": None} | dict(controller)
+        _check_values(f"controller_configs of task {task!r}", given, _CONTROLLER)
+    try:
+        return json.loads(json.dumps(dict(env_kwargs) | _FORCED, sort_keys=True))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"arguments of task {task!r} must be plain JSON: {error}") from error
+
+
+class RobosuiteEnv(VectorEnv):
+    """A batch of one robomimic task: same seeds and actions give stock robosuite's bits.
+
+    Observations are the values of `OBSERVATION_KEYS` one after another (m, rad, unit quaternions x-y-z-w): 19 numbers
+    for lift, 23 for can and square, 59 for transport. Actions are per arm a translation, a rotation vector (scaled to
+    5 cm and 0.5 rad a step) and the gripper (positive closes), all in [-1, 1] and clipped. The reward is 1 after every
+    step at whose end the task stands solved, else 0. Episodes never terminate; they are truncated at the time limit.
+
+    An episode is a function of its seed: seed modulo the number of models chooses the constructor's seed, the seed
+    modulo 2^32 seeds robosuite's reset, as in DPPO.
+
+    Args:
+        task: 'lift', 'can', 'square' or 'transport'.
+        num_envs: environments in the batch.
+        action_horizon: H, actions per chunk.
+        threads: worker processes that share the batch, or 1 to step in this process; never changes a result.
+        arguments: robomimic's ``env_args`` of a dataset; None means the published ones (`default_arguments`).
+        max_episode_steps: the time limit; None means DPPO's (300, 300, 400, 800).
+
+    Raises:
+        ValueError: for an unknown task, a size below 1, bad arguments, or without robosuite 1.4.1.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        num_envs: int,
+        action_horizon: int = 4,
+        threads: int = 1,
+        arguments: Mapping[str, Any] | None = None,
+        max_episode_steps: int | None = None,
+    ) -> None:
+        definition = _get_task(task)
+        check_sizes(num_envs, action_horizon, threads)
+        if max_episode_steps is not None and max_episode_steps < 1:
+            raise ValueError(f"max_episode_steps must be at least 1, got {max_episode_steps}")
+        self.num_envs = num_envs
+        self.observation_dim = definition.observation_dim
+        self.action_dim = 7 * definition.arms
+        self.action_horizon = action_horizon
+        self.max_episode_steps = max_episode_steps or definition.max_episode_steps
+        env_kwargs = constructor_arguments(task, arguments)
+        self._models = Models(definition.env_name, env_kwargs, OBSERVATION_KEYS[task], definition.models)
+        self._pool: SimulatorPool | WorkerGroup | None
+        self._pool = shared_pool(self._models) if threads == 1 else shared_group(self._models, threads)
+        sizes = self._pool.sizes()
+        for name, got, expected in (
+            ("observations", sizes.observation, self.observation_dim),
+            ("actions", sizes.action, self.action_dim),
+        ):
+            if got != expected:
+                raise ValueError(f"arguments of task {task!r} give {name} of {got} numbers, not {expected}")
+        self._states = np.full((num_envs, sizes.state), _NO_EPISODE)
+        self._elapsed = np.zeros(num_envs, dtype=np.int64)
+        self._ended = np.ones(num_envs, dtype=np.bool_)
+        self._drawing: SimulatorPool | None = None
+
+    def reset(self, indices: NDArray[np.int64], seeds: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Start new episodes; see `VectorEnv.reset`. Raises RuntimeError if a worker process died."""
+        indices = check_indices(self, indices)
+        seeds = check_seeds(indices, seeds)
+        observations, self._states[indices] = self._running_pool().reset(seeds.astype(np.int64))
+        self._elapsed[indices] = 0
+        self._ended[indices] = False
+        return observations
+
+    def step(self, indices: NDArray[np.int64], actions: NDArray[np.float32]) -> ChunkStep:
+        """Execute one chunk per environment; see `VectorEnv.step`. RuntimeError also if a worker process died."""
+        indices = check_indices(self, indices)
+        actions = check_actions(self, indices, actions)
+        check_running(indices, self._ended)
+        remaining = self.max_episode_steps - self._elapsed[indices]
+        outcome = self._running_pool().step(self._states[indices], actions, remaining)
+        self._states[indices] = outcome.states
+        self._elapsed[indices] += outcome.steps
+        truncated = outcome.steps == remaining
+        self._ended[indices] = truncated
+        return ChunkStep(
+            outcome.observations, outcome.rewards, outcome.steps, np.zeros(len(indices), dtype=np.bool_), truncated
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """`states` (N, S) float64, `elapsed` (N,) int64, `ended` (N,) bool; see `VectorEnv.state_dict`."""
+        return {name: array.copy() for name, array in self._arrays().items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned; see `VectorEnv.load_state_dict`."""
+        load_arrays(self._arrays(), state)
+
+    def render(self, index: int, width: int = 480, height: int = 480) -> NDArray[np.uint8]:
+        """The view of robosuite's camera 'agentview', drawn in this process; see `VectorEnv.render`."""
+        state = self._states[check_indices(self, np.array([index]))[0]]
+        if state[0] == _NO_EPISODE:
+            raise ValueError(f"environment {index} has no episode to render")
+        self._drawing = self._drawing or shared_pool(self._models)
+        return self._drawing.load(state).draw(width, height)
+
+    def close(self) -> None:
+        """Let go of the simulators; workers end unless another environment shares them."""
+        self._pool = self._drawing = None
+
+    def _running_pool(self) -> SimulatorPool | WorkerGroup:
+        if self._pool is None:
+            raise RuntimeError("this robosuite environment has been closed")
+        return self._pool
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        return {"states": self._states, "elapsed": self._elapsed, "ended": self._ended}
+
+
+def _get_task(task: str) -> _Task:
+    if task not in _TASKS:
+        raise ValueError(f"unknown robosuite task {task!r}; valid: {', '.join(_TASKS)}")
+    return _TASKS[task]
+
+
+def _check_values(what: str, given: Mapping[str, Any], required: tuple[tuple[str, Any], ...]) -> None:
+    """Raise ValueError unless each required entry has its value."""
+    for name, value in required:
+        if given.get(name) != value:
+            raise ValueError(f"{what} must have {name} {value!r}, got {given.get(name)!r}")
