@@ -308,12 +308,31 @@ class Settings:
         check_choice(self, "time_limit", ("bootstrap", "terminal", "ignore"))
 
 
+ROBOMIMIC: dict[str, Any] = {
+    "batch_size": 7500,
+    "update_epochs": 10,
+    "discount": 0.999,
+    "clip_base": 0.001,
+    "critic_warmup_iterations": 1,  # n_critic_warmup_itr of 2 counts the evaluation at iteration 0
+}
 PUBLISHED: dict[str, dict[str, Any]] = {
     "hopper": {},
     "walker2d": {},
     "halfcheetah": {},
+    "kitchen": {"batch_size": 5600, "update_epochs": 10},
+    "lift": ROBOMIMIC,
+    "can": ROBOMIMIC,
+    "square": ROBOMIMIC | {"batch_size": 10_000},
+    "transport": ROBOMIMIC | {"batch_size": 10_000, "update_epochs": 5},
 }
+SHORT: dict[str, Any] = {"batch_size": 2000, "update_epochs": 5}
 EMBEDDED: dict[str, dict[str, Any]] = {
-    "hopper": {"batch_size": 2000, "update_epochs": 5},
+    "hopper": SHORT,
+    "walker2d": SHORT,
+    "halfcheetah": SHORT,
+    "kitchen": SHORT,
+    "lift": SHORT | {"critic_warmup_iterations": 0},
+    "can": SHORT | {"critic_warmup_iterations": 0},
+    "square": SHORT | {"critic_warmup_iterations": 0},
     "toy": {"batch_size": 1000, "update_epochs": 5, "discount": 0.95, "clip_coef": 0.05, "clip_base": 0.05},
 }

@@ -18,7 +18,7 @@ from otpr.critic import Metrics, adamw, descend, frozen_copy, td_target, twin_q_
 from otpr.diffusion import DiffusionPolicy
 from otpr.method import ActionChunk, TaskShape
 from otpr.networks import TwinQ, network_generator, polyak_update
-from otpr.offpolicy import SHORT_BUDGETS, OffPolicy, OffPolicySettings
+from otpr.offpolicy import ROBOMIMIC, SHORT_BUDGETS, OffPolicy, OffPolicySettings
 from otpr.replay import Batch
 
 
@@ -106,7 +106,6 @@ class Settings(OffPolicySettings):
         check_choice(self, "bc_on", ("replay", "policy"))
 
 
-ROBOMIMIC: dict[str, Any] = {"discount": 0.999, "actor_learning_rate": 1e-5, "reward_scale": 1.0}
 PUBLISHED: dict[str, dict[str, Any]] = {
     "hopper": {},
     "walker2d": {},
@@ -118,6 +117,5 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "transport": ROBOMIMIC,
 }
 EMBEDDED: dict[str, dict[str, Any]] = {
-    "hopper": {**SHORT_BUDGETS["hopper"], "target_ema": 0.02},
-    "toy": {**SHORT_BUDGETS["toy"], "target_ema": 0.05},
+    family: budget | {"target_ema": 0.05 if family == "toy" else 0.02} for family, budget in SHORT_BUDGETS.items()
 }

@@ -47,5 +47,6 @@ class Settings:
     """The frozen policy has no settings."""
 
 
-PUBLISHED: dict[str, dict[str, Any]] = {"hopper": {}, "walker2d": {}, "halfcheetah": {}}
-EMBEDDED: dict[str, dict[str, Any]] = {"hopper": {}, "toy": {}}
+_FAMILIES = ("hopper", "walker2d", "halfcheetah", "kitchen", "lift", "can", "square", "transport", "toy")
+PUBLISHED: dict[str, dict[str, Any]] = {family: {} for family in _FAMILIES}
+EMBEDDED: dict[str, dict[str, Any]] = {family: {} for family in _FAMILIES}

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from otpr import offpolicy
 from otpr.checks import check_range
 from otpr.critic import CriticSettings, ImplicitQCritic, Metrics, expectile_choice
 from otpr.diffusion import DiffusionPolicy
@@ -96,13 +97,7 @@ class Settings(OffPolicySettings):
         check_range(self, ("critic_tau",), 0, 1)
 
 
-ROBOMIMIC: dict[str, Any] = {
-    "discount": 0.999,
-    "replay_capacity": 250_000,
-    "actor_learning_rate": 1e-5,
-    "reward_scale": 1.0,
-    "candidates": 10,
-}
+ROBOMIMIC: dict[str, Any] = offpolicy.ROBOMIMIC | {"replay_capacity": 250_000, "candidates": 10}
 PUBLISHED: dict[str, dict[str, Any]] = {
     "hopper": {},
     "walker2d": {},
@@ -114,7 +109,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "transport": ROBOMIMIC,
 }
 # A value spreads over 1 / critic_tau gradient steps a chunk: short budgets need a faster target than the published one.
+_TOY = {"candidates": 4, "critic_tau": 0.05}
 EMBEDDED: dict[str, dict[str, Any]] = {
-    "hopper": {**SHORT_BUDGETS["hopper"], "candidates": 10, "critic_tau": 0.02},
-    "toy": {**SHORT_BUDGETS["toy"], "candidates": 4, "critic_tau": 0.05},
+    family: budget | {"candidates": 10, "critic_tau": 0.02} | (_TOY if family == "toy" else {})
+    for family, budget in SHORT_BUDGETS.items()
 }

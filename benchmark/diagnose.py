@@ -53,7 +53,7 @@ def load_checkpoint_into(trainer: Trainer, paths: RunPaths, action_bound: float,
         raise ValueError(f"{paths.root} has no checkpoint.pt; run it first")
     trainer.restore(paths)
     source = trainer.method
-    settings = resolve_settings("otpr-u", trainer.task.family, trainer.spec.protocol, {})
+    settings = resolve_settings("otpr-u", trainer.task, trainer.spec.protocol, {})
     settings = dataclasses.replace(settings, action_bound=action_bound, epsilon=epsilon)
     if not isinstance(source, OffPolicy) or not isinstance(source.critic, ImplicitQCritic):
         raise ValueError(f"{trainer.spec.method!r} has no critic with Q and V; valid: idql and the arms of otpr")

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from baselines import frozen
-from benchmark.envs import VectorEnv, make_env
+from benchmark.envs import VectorEnv
+from benchmark.evaluation import Diverged, environment_actions, evaluate
 from benchmark.methods import get_arm
 from benchmark.policies import Normalizer, load_pretrained
 from benchmark.policies.demonstrations import load_demonstrations
@@ -31,59 +32,18 @@ from benchmark.store import (
     save_checkpoint,
     write_rows,
 )
-from benchmark.tasks import Task, get_task
+from benchmark.tasks import LoopSettings, get_task
 from otpr.method import ActionChunk, Demonstrations, Method, Rollout, Rule, TaskShape
-
-Act = Callable[[Tensor], ActionChunk]
-
-
-class Diverged(Exception):
-    """A loss, a weight or an action is no longer finite."""
-
-
-@torch.no_grad()
-def evaluate(env: VectorEnv, act: Act, normalizer: Normalizer, seeds: NDArray[np.int64], device: str) -> NDArray[Any]:
-    """Play one whole episode in every environment of `env`.
-
-    Args:
-        act: chooses chunks for normalised observations (n, O).
-        seeds: (num_envs,) reset seeds.
-
-    Returns:
-        (num_envs,) float64, undiscounted returns.
-
-    Raises:
-        Diverged: an action is not finite.
-    """
-    active, returns = np.arange(env.num_envs), np.zeros(env.num_envs)
-    observations = env.reset(active, seeds)
-    while active.size:
-        chunk = act(torch.from_numpy(normalizer.normalize_observations(observations)).to(device))
-        step = env.step(active, environment_actions(chunk.actions, normalizer))
-        returns[active] += step.rewards.sum(1)
-        running = ~(step.terminated | step.truncated)
-        active, observations = active[running], step.observations[running]
-    return returns
-
-
-def environment_actions(actions: Tensor, normalizer: Normalizer) -> NDArray[np.float32]:
-    """Chunks (n, H, A) in [-1, 1] as the environment takes them.
-
-    Raises:
-        Diverged: one is not finite.
-    """
-    array = actions.cpu().numpy()
-    if not np.isfinite(array).all():
-        raise Diverged("the policy's actions are not finite")
-    return normalizer.denormalize_actions(array)
 
 
 class Collector:
     """Fills one preallocated `Rollout` per iteration; episodes go on across iterations."""
 
-    def __init__(self, env: VectorEnv, normalizer: Normalizer, streams: Streams, n_steps: int, device: str) -> None:
+    def __init__(
+        self, env: VectorEnv, normalizer: Normalizer, streams: Streams, loop: LoopSettings, device: str
+    ) -> None:
         self.env, self.normalizer, self.streams = env, normalizer, streams
-        self.n_steps, self.device = n_steps, device
+        self.n_steps, self.reset_at_iteration, self.device = loop.n_steps, loop.reset_at_iteration, device
         self.generator = streams.torch("exploration", device)
         self.episode_numbers = np.zeros(env.num_envs, dtype=np.int64)
         self.everyone = np.arange(env.num_envs)
@@ -96,6 +56,8 @@ class Collector:
         Raises:
             Diverged: an action is not finite.
         """
+        if self.reset_at_iteration:
+            self.observations = self._normalised(self._reset(self.everyone))
         for t in range(self.n_steps):
             chunk = act(self.observations, True, self.generator)
             step = self.env.step(self.everyone, environment_actions(chunk.actions, self.normalizer))
@@ -174,9 +136,9 @@ class Trainer:
             )
         loop, task = spec.loop, self.task
         self.normalizer, self.streams = pretrained.normalizer, Streams(spec.base_seed, spec.task, spec.seed)
-        env = make_env(task.environment, loop.n_envs, task.action_horizon, spec.threads)
-        self.evaluation_env = make_env(task.environment, loop.eval_episodes, task.action_horizon, spec.threads)
-        self.collector = Collector(env, self.normalizer, self.streams, loop.n_steps, spec.device)
+        env = task.make_env(loop.n_envs, spec.threads, pretrained.arguments)
+        self.evaluation_env = task.make_env(loop.eval_episodes, spec.threads, pretrained.arguments)
+        self.collector = Collector(env, self.normalizer, self.streams, loop, spec.device)
         policy = pretrained.policy.to(spec.device)
         self.shape = TaskShape(task.observation_dim, task.action_dim, task.action_horizon, loop.n_envs, loop.n_steps)
         self.method: Method = get_arm(spec.method).build(
@@ -260,10 +222,10 @@ class Trainer:
         indices, device = np.arange(self.spec.loop.eval_episodes), self.spec.device
         seeds = self.streams.episodes("evaluation-episode", indices, np.zeros_like(indices))
         generator = self.streams.torch("evaluation-actions", device)
-        returns = evaluate(
+        played = evaluate(
             self.evaluation_env, lambda observations: rule(observations, generator), self.normalizer, seeds, device
         )
-        return curve_row(self.task, returns)
+        return played.row(self.task, self.spec.loop.success_rule)
 
     def save(self, paths: RunPaths) -> None:
         """Write the checkpoint."""
@@ -325,16 +287,3 @@ def demonstrations_of(spec: RunSpec) -> Demonstrations | None:
             f"the run was specified with {spec.demonstrations_digest[:12]}"
         )
     return held.pairs
-
-
-def curve_row(task: Task, returns: NDArray[np.float64]) -> dict[str, Any]:
-    """The evaluation columns of `curve.csv` from episode returns (n,)."""
-    mean = float(returns.mean())
-    success = "" if task.success_return is None else float((returns >= task.success_return).mean())
-    return {
-        "episodes": len(returns),
-        "return_mean": mean,
-        "return_std": float(returns.std()),
-        "success_rate": success,
-        "score": task.score(mean),
-    }

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
 import torch
 
+from benchmark.tasks import Task
 from otpr.diffusion import DiffusionPolicy
 from otpr.method import Demonstrations, Method, TaskShape
+
+ENTRY_POINTS = "otpr_bench.methods"  # installed packages add methods under this name, each an `Arm`
 
 
 @dataclass(frozen=True)
@@ -76,18 +80,26 @@ def uses_demonstrations(settings: Any) -> bool:
 
 
 def get_arm(name: str) -> Arm:
-    """The arm called `name`.
+    """The arm called `name`: of the table, or of an installed package's entry point.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: unknown name, or an entry point that holds no arm.
     """
-    if name not in ARMS:
-        raise ValueError(f"unknown method {name!r}; valid: {', '.join(ARMS)}")
-    return ARMS[name]
+    if name in ARMS:
+        return ARMS[name]
+    found = importlib.metadata.entry_points(group=ENTRY_POINTS)
+    if name not in found.names:
+        raise ValueError(f"unknown method {name!r}; valid: {', '.join([*ARMS, *sorted(found.names)])}")
+    arm = found[name].load()
+    if not isinstance(arm, Arm):
+        raise ValueError(f"entry point {name!r} of {ENTRY_POINTS} must be an Arm, got {arm!r}")
+    return arm
 
 
-def resolve_settings(name: str, family: str, protocol: str, overrides: dict[str, Any]) -> Any:
+def resolve_settings(name: str, task: Task, protocol: str, overrides: dict[str, Any]) -> Any:
     """The settings of an arm: defaults, then the published table, the embedded table, the arm's values, `overrides`.
+
+    What the task itself brings for a method comes right after the tables.
 
     Raises:
         ValueError: unknown method, a task family that the method has no settings for, an unknown field or a bad value.
@@ -95,12 +107,13 @@ def resolve_settings(name: str, family: str, protocol: str, overrides: dict[str,
     arm = get_arm(name)
     module = arm.load()
     table = module.PUBLISHED if protocol == "published" else module.EMBEDDED
-    if family not in table:
+    if task.family not in table and name not in task.settings:
         raise ValueError(
-            f"method {name!r} has no {protocol} settings for {family!r}; it has them for: {', '.join(table) or 'none'}"
+            f"method {name!r} has no {protocol} settings for {task.family!r}; "
+            f"it has them for: {', '.join(table) or 'none'}"
         )
-    values = module.PUBLISHED.get(family, {}) | table[family] | arm.values
-    return build_settings(name, module.Settings, values, overrides)
+    values = module.PUBLISHED.get(task.family, {}) | table.get(task.family, {}) | dict(task.settings.get(name, {}))
+    return build_settings(name, module.Settings, values | arm.values, overrides)
 
 
 def build_settings(name: str, settings: type, values: dict[str, Any], overrides: dict[str, Any]) -> Any:

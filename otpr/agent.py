@@ -20,7 +20,7 @@ from otpr.duality import effective_share
 from otpr.keypoints import Keypoints
 from otpr.method import ActionChunk, Demonstrations, TaskShape
 from otpr.networks import network_generator
-from otpr.offpolicy import SHORT_BUDGETS, OffPolicy, OffPolicySettings, average, pick, sample_candidates
+from otpr.offpolicy import ROBOMIMIC, SHORT_BUDGETS, OffPolicy, OffPolicySettings, average, pick, sample_candidates
 from otpr.replay import Batch
 from otpr.transport import Transport, TransportSettings
 
@@ -294,22 +294,26 @@ class Settings(OffPolicySettings):
         )
 
 
-PUBLISHED: dict[str, dict[str, Any]] = {"hopper": {}, "walker2d": {}, "halfcheetah": {}}
+# No settings of OTPR were published: those of IDQL, which it was made from.
+_ROBOMIMIC: dict[str, Any] = ROBOMIMIC | {"replay_capacity": 250_000, "candidates": 10}
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "hopper": {},
+    "walker2d": {},
+    "halfcheetah": {},
+    "kitchen": {"reward_scale": 1.0},
+    "lift": _ROBOMIMIC,
+    "can": _ROBOMIMIC,
+    "square": _ROBOMIMIC,
+    "transport": _ROBOMIMIC,
+}
+_SHORT: dict[str, Any] = {
+    "candidates": 10,
+    "critic_tau": 0.02,
+    "transport_block_size": 128,
+    "transport_first_steps": 300,
+    "transport_warm_steps": 60,
+}
+_TOY = {"candidates": 4, "critic_tau": 0.05, "transport_first_steps": 200, "transport_warm_steps": 40}
 EMBEDDED: dict[str, dict[str, Any]] = {
-    "hopper": {
-        **SHORT_BUDGETS["hopper"],
-        "candidates": 10,
-        "critic_tau": 0.02,
-        "transport_block_size": 128,
-        "transport_first_steps": 300,
-        "transport_warm_steps": 60,
-    },
-    "toy": {
-        **SHORT_BUDGETS["toy"],
-        "candidates": 4,
-        "critic_tau": 0.05,
-        "transport_block_size": 128,
-        "transport_first_steps": 200,
-        "transport_warm_steps": 40,
-    },
+    family: budget | _SHORT | (_TOY if family == "toy" else {}) for family, budget in SHORT_BUDGETS.items()
 }

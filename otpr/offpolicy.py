@@ -50,14 +50,25 @@ class OffPolicySettings:
         check_choice(self, "time_limit", TIME_LIMITS)
 
 
+# DPPO's settings of its off-policy baselines on robomimic tasks, as far as they are common to all.
+ROBOMIMIC: dict[str, Any] = {"discount": 0.999, "actor_learning_rate": 1e-5, "reward_scale": 1.0}
+
 # Short budgets of the tasks on embedded data: one table, so that all off-policy methods take the same gradient steps.
+_SHORT: dict[str, Any] = {
+    "batch_size": 256,
+    "replay_ratio": 16.0,
+    "critic_warmup_iterations": 2,
+    "replay_capacity": 200_000,
+}
+_SHORT_ROBOMIMIC = _SHORT | {"actor_learning_rate": 5e-5, "discount": 0.99}
 SHORT_BUDGETS: dict[str, dict[str, Any]] = {
-    "hopper": {
-        "batch_size": 256,
-        "replay_ratio": 16.0,
-        "critic_warmup_iterations": 2,
-        "replay_capacity": 200_000,
-    },
+    "hopper": _SHORT,
+    "walker2d": _SHORT,
+    "halfcheetah": _SHORT,
+    "kitchen": _SHORT,
+    "lift": _SHORT_ROBOMIMIC,
+    "can": _SHORT_ROBOMIMIC,
+    "square": _SHORT_ROBOMIMIC,
     "toy": {
         "batch_size": 128,
         "replay_ratio": 4.0,

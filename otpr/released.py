@@ -108,7 +108,8 @@ class Settings(agent.Settings):
 
 
 PUBLISHED: dict[str, dict[str, Any]] = agent.PUBLISHED
+_TOY = {"candidates": 4, "critic_tau": 0.05, "transport_first_steps": 20}
 EMBEDDED: dict[str, dict[str, Any]] = {
-    "hopper": {**SHORT_BUDGETS["hopper"], "candidates": 10, "critic_tau": 0.02},
-    "toy": {**SHORT_BUDGETS["toy"], "candidates": 4, "critic_tau": 0.05, "transport_first_steps": 20},
+    family: budget | {"candidates": 10, "critic_tau": 0.02} | (_TOY if family == "toy" else {})
+    for family, budget in SHORT_BUDGETS.items()
 }

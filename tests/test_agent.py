@@ -14,6 +14,7 @@ from test_offpolicy import collect, weights
 from torch import Tensor
 
 from benchmark.methods import ARMS, resolve_settings
+from benchmark.tasks import TASKS
 from otpr import agent, released
 from otpr.critic import expectile_choice
 from otpr.duality import interaction
@@ -379,9 +380,9 @@ def test_more_keypoints_than_pairs_and_a_larger_share_than_held_are_refused() ->
 
 
 def test_off_policy_arms_of_a_budget_take_equal_gradient_steps_and_the_relaxed_arm_differs_in_its_bound_alone() -> None:
-    for family in ("hopper", "toy"):
+    for task in (TASKS["hopper-local"], TASKS["lift-local"], TASKS["toy"]):
         names = [name for name in ARMS if name.startswith("otpr")] + ["idql", "dql"]
-        made = {name: resolve_settings(name, family, "embedded", {}) for name in names}
+        made = {name: resolve_settings(name, task, "embedded", {}) for name in names}
         assert len({(s.batch_size, s.replay_ratio, s.critic_warmup_iterations) for s in made.values()}) == 1
         changed = {
             name: {k for k, v in dataclasses.asdict(made[name]).items() if v != getattr(made["otpr"], k)}

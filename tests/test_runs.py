@@ -151,6 +151,16 @@ def test_the_collected_transition_keeps_the_episodes_own_final_observation() -> 
     assert any(firsts)
 
 
+def test_environments_start_anew_at_each_iteration_where_asked() -> None:
+    for reset in (False, True):
+        trainer = Trainer(toy_spec("idql", loop={"reset_at_iteration": reset}))
+        before = trainer.collector.collect(trainer.method.act)
+        last, ended = before.next_observations[-1].clone(), (before.terminated | before.truncated)[-1]
+        goes_on = (trainer.collector.collect(trainer.method.act).observations[0] == last).all(-1)
+        assert goes_on[~ended].all() != reset
+        assert not (reset and goes_on.any())
+
+
 def test_divergence_is_a_state_and_the_others_go_on(prepared) -> None:
     bad, good = prepared("dppo", actor_learning_rate=1e30), prepared("frozen")
     run_pool([bad.paths.root, good.paths.root], 1, lambda: None)

@@ -2,30 +2,65 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from benchmark.envs.base import ChunkStep, VectorEnv
 
 LOCOMOTION = ("hopper", "walker2d", "halfcheetah")
-NAMES = (*LOCOMOTION, "toy")
+KITCHEN = ("kitchen-microwave-kettle-light-slider", "kitchen-microwave-kettle-bottomburner-light")
+ROBOSUITE = ("lift", "can", "square", "transport")
+NAMES = (*LOCOMOTION, *KITCHEN, *ROBOSUITE, "toy")
 
 __all__ = ["NAMES", "ChunkStep", "VectorEnv", "make_env"]
 
 
-def make_env(name: str, num_envs: int, action_horizon: int = 4, threads: int = 1) -> VectorEnv:
+def make_env(
+    name: str,
+    num_envs: int,
+    action_horizon: int = 4,
+    threads: int = 1,
+    arguments: Mapping[str, Any] | None = None,
+    max_episode_steps: int | None = None,
+) -> VectorEnv:
     """A batch of `num_envs` environments stepped in chunks of `action_horizon` actions.
 
     Args:
-        name: one of 'hopper', 'walker2d', 'halfcheetah', 'toy'.
-        threads: threads for the physics; never changes a result, and the toy task uses one.
+        name: one of `NAMES`, or ``MODULE:CLASS`` of another package, called as
+            ``CLASS(num_envs, action_horizon, threads)``.
+        threads: threads for the physics, or worker processes of robosuite; never changes a result.
+        arguments: of a robosuite environment, as its dataset describes them; by default the published ones.
+        max_episode_steps: time limit of a robosuite environment; all others have one of their own.
 
     Raises:
         ValueError: for an unknown name, or a size below 1.
     """
-    if name in LOCOMOTION:  # imported here: the toy task needs neither MuJoCo nor the compiler
+    # Imported where they are needed: the toy task needs neither MuJoCo nor the compiler.
+    if name in LOCOMOTION:
         from benchmark.envs.locomotion import LocomotionEnv
 
         return LocomotionEnv(name, num_envs, action_horizon, threads)
+    if name in KITCHEN:
+        from benchmark.envs.kitchen import KitchenEnv
+
+        return KitchenEnv(name, num_envs, action_horizon, threads)
+    if name in ROBOSUITE:
+        from benchmark.envs.robosuite import RobosuiteEnv
+
+        return RobosuiteEnv(name, num_envs, action_horizon, threads, arguments, max_episode_steps)
     if name == "toy":
         from benchmark.envs.toy import ToyEnv
 
         return ToyEnv(num_envs, action_horizon)
-    raise ValueError(f"unknown environment {name!r}; valid: {', '.join(NAMES)}")
+    if ":" in name:
+        return _load_class(name)(num_envs, action_horizon, threads)
+    raise ValueError(f"unknown environment {name!r}; valid: {', '.join(NAMES)}, or MODULE:CLASS")
+
+
+def _load_class(name: str) -> Callable[[int, int, int], VectorEnv]:
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"environment {name!r}: {error}") from error

@@ -79,6 +79,14 @@ class VectorEnv(ABC):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned. Raises ValueError where an entry is missing or does not fit."""
 
+    def render(self, index: int, width: int = 480, height: int = 480) -> NDArray[np.uint8]:
+        """A picture of one environment's present state, (height, width, 3) uint8.
+
+        Raises:
+            ValueError: this simulator draws nothing, or not on this machine.
+        """
+        raise ValueError(f"{type(self).__name__} cannot be rendered")
+
     def close(self) -> None:  # noqa: B027 - most environments hold nothing that needs closing
         """Release threads and processes; safe to call twice."""
 

@@ -30,6 +30,7 @@ START_NOISE = 0.05  # half-width of the uniform start noise, per coordinate
 GOAL_RADIUS = 0.12
 DISC_RADIUS = 0.4  # the obstacle, centred on the origin
 STEP_SIZE = 0.08  # distance moved per coordinate by an action of 1
+_GREY, _GREEN, _BLUE = (150, 150, 150), (60, 160, 70), (30, 80, 200)
 
 _CLEARANCE = (0.32, 0.8)  # where demonstrations pass the disc, on the x axis; below 0.46 they hit it
 _AIM_DEVIATION = 0.1  # of the demonstrations' aim at the goal, against GOAL_RADIUS
@@ -102,6 +103,17 @@ class ToyEnv(VectorEnv):
         self._elapsed[indices] = elapsed
         self._ended[indices] = terminated | truncated
         return ChunkStep(position, rewards, elapsed - first, terminated, truncated)
+
+    def render(self, index: int, width: int = 480, height: int = 480) -> NDArray[np.uint8]:
+        """The square seen from above: point blue, goal green, obstacle grey; see `VectorEnv.render`."""
+        index = int(check_indices(self, np.array([index]))[0])
+        x, y = np.meshgrid((np.arange(width) + 0.5) * 2 / width - 1, 1 - (np.arange(height) + 0.5) * 2 / height)
+        pixels = np.stack([x, y], axis=-1).reshape(-1, 2)
+        picture = np.full((height * width, 3), 255, dtype=np.uint8)
+        discs = ((np.zeros(2), DISC_RADIUS, _GREY), (GOAL, GOAL_RADIUS, _GREEN), (self._position[index], 0.03, _BLUE))
+        for centre, radius, colour in discs:
+            picture[_squared_distance(pixels, centre) <= radius**2] = colour
+        return picture.reshape(height, width, 3)
 
     def state_dict(self) -> dict[str, Any]:
         """`position` (N, 2) float64, `elapsed` (N,) int64, `ended` (N,) bool; see `VectorEnv.state_dict`."""

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from benchmark.finetune import Diverged, Trainer
+from benchmark.evaluation import Diverged
+from benchmark.finetune import Trainer
 from benchmark.provenance import collect_provenance
 from benchmark.spec import RunSpec
 from benchmark.store import RunPaths, read_json, write_json

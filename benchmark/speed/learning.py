@@ -94,7 +94,7 @@ def make_method(name: str, envs: int, chunks: int, share: float = 1.0) -> tuple[
         ImportError: the method is not installed.
         ValueError: it has no published settings for this task.
     """
-    settings = resolve_settings(name, TASK.family, PROTOCOL, {})
+    settings = resolve_settings(name, TASK, PROTOCOL, {})
     changes = {key: max(1, round(share * getattr(settings, key, 0))) for key in FITS}
     changes["critic_warmup_iterations"] = 0
     settings = dataclasses.replace(settings, **{key: n for key, n in changes.items() if hasattr(settings, key)})
@@ -142,7 +142,7 @@ def prepare_update(name: str, sizes: Sizes) -> Callable[[], int]:
 
     An off-policy method takes its gradient steps in proportion to the chunks collected, hence gets few of them.
     """
-    settings = resolve_settings(name, TASK.family, PROTOCOL, {})
+    settings = resolve_settings(name, TASK, PROTOCOL, {})
     chunks = sizes.replay_chunks if hasattr(settings, "replay_ratio") else sizes.update_chunks
     method, shape = make_method(name, sizes.envs, chunks, share=chunks / TASK.loop(PROTOCOL).n_steps)
     return partial(update_once, method, synthetic_rollout(method, shape))
@@ -189,7 +189,8 @@ def run_iteration(name: str, envs: int, chunks: int, threads: int) -> dict[str, 
     wide, weak = (np.full(n, x, np.float32) for n, x in ((TASK.observation_dim, 1), (TASK.action_dim, ACTION_SCALE)))
     env = make_env(TASK.environment, envs, TASK.action_horizon, threads)
     normalizer = Normalizer(observation_min=-wide, observation_max=wide, action_min=-weak, action_max=weak)
-    collector = Collector(env, normalizer, Streams(BASE_SEED, TASK.name, 0), chunks, "cpu")
+    loop = dataclasses.replace(TASK.loop(PROTOCOL), n_steps=chunks)
+    collector = Collector(env, normalizer, Streams(BASE_SEED, TASK.name, 0), loop, "cpu")
     started = time.perf_counter()
     rollout = collector.collect(method.act)
     collected = time.perf_counter()
