@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from benchmark.methods import ARMS, get_arm
+from benchmark.methods import ARMS, get_arm, uses_demonstrations
 from benchmark.spec import RunSpec, make_spec
 from benchmark.store import RunPaths, read_json, run_paths, write_json
-from benchmark.suites import Suite, parse_seeds
+from benchmark.suites import Suite, load_suite, parse_seeds
 from benchmark.tasks import get_task
 
 TUNING_SEEDS = 1000  # this and up are for tuning, never reported with others
@@ -64,47 +64,78 @@ def resolve_device(name: str) -> str:
     return "cuda" if available and name != "cpu" else "cpu"
 
 
-def restrict(suite: Suite, methods: Sequence[str], tasks: Sequence[str], seeds: str | None) -> Suite:
-    """The suite with the user's choice of methods, tasks and seeds, each empty or None for the suite's own.
+def choose(suite: Suite, methods: Sequence[str], tasks: Sequence[str], seeds: str | None) -> list[Suite]:
+    """The suite, or its parts, with the user's choice of methods, tasks and seeds, each empty or None for its own.
+
+    Of a suite of parts only what a part has itself is chosen; any other suite takes all names.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or a choice that leaves nothing.
     """
     for name in methods:
         get_arm(name)
     for name in tasks:
         get_task(name)
-    return replace(
-        suite,
-        methods=tuple(dict.fromkeys(methods)) or suite.methods,
-        tasks=tuple(dict.fromkeys(tasks)) or suite.tasks,
-        seeds=seeds or suite.seeds,
-    )
+    wanted = {"methods": tuple(dict.fromkeys(methods)), "tasks": tuple(dict.fromkeys(tasks))}
+    if not suite.parts:
+        return [replace(suite, **{key: names for key, names in wanted.items() if names}, seeds=seeds or suite.seeds)]
+    chosen = []
+    for part in map(load_suite, suite.parts):
+        kept = {key: tuple(n for n in getattr(part, key) if n in (names or (n,))) for key, names in wanted.items()}
+        if all(kept.values()):
+            chosen.append(replace(part, **kept, seeds=seeds or part.seeds))
+    if not chosen:
+        raise ValueError(f"suite {suite.name!r} has no run of the methods and tasks asked for")
+    return chosen
 
 
-def make_specs(suite: Suite, overrides: dict[str, dict[str, Any]], device: str) -> list[RunSpec]:
-    """All specs of a suite: tasks, then seeds, then methods, so that early results compare.
+def make_specs(
+    suites: Sequence[Suite], overrides: dict[str, dict[str, Any]], device: str, plan_only: bool = False
+) -> list[RunSpec]:
+    """All specs of the suites: tasks, then seeds, then methods, so that early results compare.
+
+    Args:
+        plan_only: accept tasks without policy; `startable` tells which specs can be run.
 
     Raises:
-        ValueError: anything unknown or out of range; a mix of tuning and reported seeds.
+        ValueError: anything unknown or out of range; a mix of tuning and reported seeds; one run asked for twice in
+            different ways.
     """
+    methods = dict.fromkeys(name for suite in suites for name in suite.methods)
+    unused = sorted(set(overrides) - set(methods))
+    if unused:
+        raise ValueError(f"--set names {unused[0]!r}, which is not run here; methods: {', '.join(methods)}")
+    specs: dict[tuple[str, str, int], RunSpec] = {}
+    for suite in suites:
+        for spec in _suite_specs(suite, overrides, device, plan_only):
+            held = specs.setdefault((spec.task, spec.method, spec.seed), spec)
+            if held.digest != spec.digest:
+                raise ValueError(f"two suites ask for {spec.task}/{spec.method} differently: {difference(held, spec)}")
+    return list(specs.values())
+
+
+def startable(spec: RunSpec) -> bool:
+    """Whether all that the run starts from is there: a policy and, where it uses them, expert pairs."""
+    needs_pairs = uses_demonstrations(spec.method_settings())
+    return bool(spec.policy_digest) and (bool(spec.demonstrations_digest) or not needs_pairs)
+
+
+def _suite_specs(suite: Suite, overrides: dict[str, dict[str, Any]], device: str, plan_only: bool) -> list[RunSpec]:
     seeds = parse_seeds(suite.seeds)
     if min(seeds) < TUNING_SEEDS <= max(seeds):
         raise ValueError(f"seeds {suite.seeds} mix tuning seeds ({TUNING_SEEDS} and up) with reported ones")
-    unused = sorted(set(overrides) - set(suite.methods))
-    if unused:
-        raise ValueError(f"--set names {unused[0]!r}, which is not run here; methods: {', '.join(suite.methods)}")
     return [
         make_spec(
             task,
             method,
             seed,
             suite.protocol,
-            suite.loop,
+            suite.loop | suite.task_loop.get(task, {}),
             suite.sampler,
             suite.settings.get(method, {}) | overrides.get(method, {}),
             suite.threads,
             device,
+            plan_only,
         )
         for task in suite.tasks
         for seed in seeds

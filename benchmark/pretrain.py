@@ -27,12 +27,12 @@ import tyro
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmark.data.d4rl import Dataset, Episodes, read_dataset
-from benchmark.data.make import load_dataset
-from benchmark.data.registry import cache_dir, get_dataset
-from benchmark.envs import make_env
-from benchmark.finetune import evaluate
-from benchmark.policies import FORMAT, Normalizer, Pretrained, load_pretrained, policy_path, unpack
+from benchmark.data.access import load_data, read_task_data
+from benchmark.data.episodes import Dataset, Episodes
+from benchmark.data.registry import cache_dir
+from benchmark.evaluation import Played, evaluate
+from benchmark.policies import FORMAT, Normalizer, Pretrained, installed_path, load_pretrained, policy_path, unpack
+from benchmark.policies.demonstrations import save_demonstrations
 from benchmark.provenance import version
 from benchmark.seeding import BASE_SEED, Streams
 from benchmark.store import read_json, write_bytes, write_json
@@ -41,7 +41,7 @@ from otpr.diffusion import DiffusionPolicy, SamplerSettings
 from otpr.method import ActionChunk
 from otpr.networks import polyak_update
 
-EVALUATION_EPISODES = 100
+EVALUATION_EPISODES = 50
 SAMPLERS = {"ddpm-20": SamplerSettings(), "ddim-5": SamplerSettings(kind="ddim")}
 _REPORTS = 20  # loss reports per training
 _HELP = """Make a task's pre-trained policy again. It is kept in the cache: asking for the same again returns at once.
@@ -77,9 +77,13 @@ class Windows:
 
 
 def cosine_rate(settings: PretrainSettings, step: int) -> float:
-    """Learning rate of gradient step `step` in [0, gradient_steps)."""
-    fall = 0.5 * (1.0 + math.cos(math.pi * step / settings.gradient_steps))
-    return settings.final_learning_rate + (settings.learning_rate - settings.final_learning_rate) * fall
+    """Learning rate of gradient step `step` in [0, gradient_steps): linear warm-up, then half a cosine."""
+    warmup = settings.warmup_steps
+    if step < warmup:
+        share = step / warmup
+    else:
+        share = 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / (settings.gradient_steps - warmup)))
+    return settings.final_learning_rate + (settings.learning_rate - settings.final_learning_rate) * share
 
 
 def pretrain(
@@ -103,8 +107,9 @@ def pretrain(
     Raises:
         ValueError: no episode is as long as a chunk.
     """
-    settings, normalizer = task.pretraining, fit_normalizer(episodes)
+    normalizer = fit_normalizer(episodes)
     windows = Windows(episodes, normalizer, task.action_horizon)
+    settings = task.pretraining.in_steps(len(windows.starts))
     policy = DiffusionPolicy(task.build_network(generator))
     average = policy.clone().requires_grad_(False)
     optimiser = torch.optim.AdamW(
@@ -136,18 +141,18 @@ def pretrain(
 
 
 def evaluate_start(
-    task: Task, policy: DiffusionPolicy, normalizer: Normalizer, episodes: int, sampler: SamplerSettings
-) -> NDArray[np.float64]:
-    """Undiscounted returns (episodes,) of whole, seeded episodes in evaluation mode, all stepped side by side."""
+    task: Task, pretrained: Pretrained, episodes: int, sampler: SamplerSettings, threads: int = 1
+) -> Played:
+    """Whole, seeded episodes in evaluation mode, all stepped side by side."""
     streams = Streams(BASE_SEED, task.name, 0)
     generator, everyone = streams.torch("start-actions"), np.arange(episodes)
-    actor = DiffusionPolicy(policy.network, sampler)
-    env = make_env(task.environment, episodes, task.action_horizon)
+    actor = DiffusionPolicy(pretrained.policy.network, sampler)
+    env = task.make_env(episodes, threads, pretrained.arguments)
     try:
         return evaluate(
             env,
             lambda observations: ActionChunk(actor.sample(observations, False, generator)),
-            normalizer,
+            pretrained.normalizer,
             streams.episodes("start-resets", everyone, np.zeros_like(everyone)),
             "cpu",
         )
@@ -191,6 +196,8 @@ def make_policy(task: Task, dataset: Dataset, seed: int, progress: Progress | No
     started = time.perf_counter()
     generator = Streams(BASE_SEED, task.name, seed).torch("pretraining")
     state = pretrain(task, dataset.episodes, dataset.digest, generator, record)
+    if "env_args" in dataset.attributes:
+        state["arguments"] = dataset.attributes["env_args"]
     seconds = time.perf_counter() - started
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -206,8 +213,11 @@ def make_card(task: Task, dataset: Dataset, seed: int, pretrained: Pretrained) -
     """What is to be known about a policy file, with its returns under each sampler of `SAMPLERS`."""
     start = {}
     for name, sampler in SAMPLERS.items():
-        returns = evaluate_start(task, pretrained.policy, pretrained.normalizer, EVALUATION_EPISODES, sampler)
-        start[name] = {"episodes": len(returns), **_statistics(returns)}
+        threads = torch.get_num_threads()
+        played = evaluate_start(task, pretrained, EVALUATION_EPISODES, sampler, threads)
+        row = played.row(task, "any_step")
+        success = {} if row["success_rate"] == "" else {"success_rate": row["success_rate"]}
+        start[name] = {"episodes": row["episodes"], **_statistics(played.returns), **success}
     lengths, windows = dataset.episodes.lengths, dataset.episodes.window_starts(task.action_horizon)
     return {
         "task": task.name,
@@ -234,29 +244,54 @@ def _statistics(values: NDArray[np.float64]) -> dict[str, float]:
 
 
 def run(task_name: str, data: Path | None, out: Path | None, seed: int) -> None:
-    """Make a policy, install it at `out` where given, and print what it is.
+    """Make a policy and print what it is; it goes to `out`, and by default to the task where that has none.
 
     Raises:
         ValueError: unknown task, bad data, or a damaged file.
         OSError: a file cannot be written.
     """
     task = get_task(task_name)
-    if data is None:
-        dataset = load_dataset(get_dataset(task.name))
-    else:
-        dataset = read_dataset(data, task.observation_dim, task.action_dim)
-    total = task.pretraining.gradient_steps
-    path, cached = make_policy(task, dataset, seed, lambda step, loss: print(f"step {step}/{total}  loss {loss:.4f}"))
+    dataset = load_data(task.name) if data is None else read_task_data(task.name, data)
+    path, cached = make_policy(task, dataset, seed, lambda step, loss: print(f"step {step}  loss {loss:.4f}"))
     card = read_json(path.with_suffix(".json"))
-    shipped = policy_path(task).with_suffix(".json")
-    same = shipped.exists() and read_json(shipped).get("sha256") == card["sha256"]
+    held = policy_path(task).with_suffix(".json")
+    same = held.exists() and read_json(held).get("sha256") == card["sha256"]
+    if out is None and not held.exists():
+        out = installed_path(task)
     if out is not None:
-        write_bytes(out, path.read_bytes())
-        write_json(out.with_suffix(".json"), card)
+        install(task, dataset, path, out)
     print(f"{out or path}: {'from the cache, ' if cached else ''}trained in {card['seconds']:.0f} s")
     for name, values in card["start_return"].items():
-        print(f"  start return, {name}: {values['mean']:.2f} +- {values['std']:.2f} ({values['episodes']} episodes)")
-    print(f"  {'the same bits as' if same else 'not the bits of'} the policy that comes with the benchmark")
+        success = f", success {values['success_rate']:.2f}" if "success_rate" in values else ""
+        spread = f"{values['mean']:.2f} +- {values['std']:.2f} ({values['episodes']} episodes{success})"
+        print(f"  start return, {name}: {spread}")
+    if held != (out or path).with_suffix(".json"):
+        print(f"  {'the same bits as' if same else 'not the bits of'} the policy that the task starts from")
+
+
+def install(task: Task, dataset: Dataset, source: Path, target: Path) -> None:
+    """Write a policy file to `target`, with its card and, beside it, the expert pairs of the same data.
+
+    Raises:
+        ValueError: the file is damaged.
+        OSError: a file cannot be written.
+    """
+    pretrained = load_pretrained(task, path=source)
+    write_bytes(target, source.read_bytes())
+    write_json(target.with_suffix(".json"), read_json(source.with_suffix(".json")))
+    save_demonstrations(task, dataset, pretrained.normalizer, target.with_name(f"{target.stem}-expert.pt"))
+
+
+def ensure_policy(task: Task, progress: Progress | None = None) -> None:
+    """Train and install the policy of a task that has data but no policy yet.
+
+    Raises:
+        ValueError: the data is missing or damaged.
+        OSError: a file cannot be written.
+    """
+    if not policy_path(task).exists():
+        dataset = load_data(task.name)
+        install(task, dataset, make_policy(task, dataset, 0, progress)[0], installed_path(task))
 
 
 def main(
@@ -270,8 +305,9 @@ def main(
 
     Args:
         task: name of the task.
-        data: demonstrations in D4RL's HDF5 layout; by default the task's own, generated where missing.
-        out: where to write the policy as well, with its card beside it as .json.
+        data: demonstrations of the task in D4RL's, robomimic's or Minari's layout; by default the task's own,
+            generated where missing.
+        out: where to write the policy as well, with its card and the expert pairs beside it.
         seed: index of the training.
     """
     try:

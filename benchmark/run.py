@@ -21,16 +21,21 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
+from benchmark.data.access import data_present, missing_data_message
+from benchmark.estimate import run_hours
 from benchmark.launch.local import run_inline, run_pool
 from benchmark.plan import (
     PlannedRun,
+    choose,
     make_specs,
     parse_overrides,
     plan_runs,
     prepare,
     resolve_device,
-    restrict,
+    startable,
 )
+from benchmark.policies import policy_path
+from benchmark.pretrain import ensure_policy
 from benchmark.report import write_report
 from benchmark.spec import RunSpec
 from benchmark.status import ProgressPrinter
@@ -84,16 +89,20 @@ def main(arguments: Arguments) -> int:
         return 2
     if experiment:
         return run_experiment(experiment, out, arguments.dry_run)
-    again = ("failed", "diverged") if arguments.retry_failed else ()
-    pending = [run for run in runs if run.state not in ({"done", "failed", "diverged"} - set(again))]
-    print(describe(runs, pending, out))
+    print(describe(runs, select_pending(runs, arguments.retry_failed), out))
     if arguments.dry_run:
+        print(describe_data(runs))
         return 0
     try:
+        runs, waiting = make_ready(arguments, runs)
+        pending = select_pending(runs, arguments.retry_failed)
         for run in pending:
             prepare(run)
     except OSError as error:
-        print(f"error: {out}: {error.strerror}", file=sys.stderr)
+        print(f"error: {error.filename or out}: {error.strerror}", file=sys.stderr)
+        return 2
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
     roots = [run.paths.root for run in pending]
     try:
@@ -105,7 +114,42 @@ def main(arguments: Arguments) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the checkpoints", file=sys.stderr)
         return 1
-    return finish(runs, out)
+    unfinished = finish(runs, out) if runs else 0
+    if waiting:
+        print(f"{len(waiting)} runs wait for data.\n{missing_data_message(tasks_of(waiting))}", file=sys.stderr)
+    return 1 if unfinished or waiting else 0
+
+
+def select_pending(runs: list[PlannedRun], retry_failed: bool) -> list[PlannedRun]:
+    """The runs that are to be started or gone on with."""
+    ended = {"done"} if retry_failed else {"done", "failed", "diverged"}
+    return [run for run in runs if run.state not in ended]
+
+
+def tasks_of(runs: list[PlannedRun]) -> list[str]:
+    """The names of their tasks, each once."""
+    return list(dict.fromkeys(run.spec.task for run in runs))
+
+
+def make_ready(arguments: Arguments, runs: list[PlannedRun]) -> tuple[list[PlannedRun], list[PlannedRun]]:
+    """Train the policies that are missing where there is data to train them on.
+
+    Returns:
+        The runs that can be started, and those that wait for data.
+
+    Raises:
+        ValueError: damaged data.
+        OSError: a policy cannot be written.
+    """
+    incomplete = tasks_of([run for run in runs if not startable(run.spec)])
+    trainable = [name for name in incomplete if data_present(name)]
+    for name in trainable:
+        print(f"{name}: training its policy", flush=True)
+        ensure_policy(get_task(name), lambda step, loss: print(f"  step {step}  loss {loss:.4f}", flush=True))
+    if trainable:
+        runs, _ = plan(arguments)
+    ready = [run for run in runs if startable(run.spec)]
+    return ready, [run for run in runs if not startable(run.spec)]
 
 
 def experiment_suite(arguments: Arguments) -> Suite | None:
@@ -161,9 +205,10 @@ def plan(arguments: Arguments) -> tuple[list[PlannedRun], Path]:
             raise ValueError("--from-spec needs --out DIR")
         return plan_runs([RunSpec.from_dict(read_json(arguments.from_spec))], arguments.out), arguments.out
     overrides, device = parse_overrides(arguments.set), resolve_device(arguments.device)
-    suite = restrict(load_suite(arguments.suite or ""), arguments.methods, arguments.tasks, arguments.seeds)
+    suite = load_suite(arguments.suite or "")
+    suites = choose(suite, arguments.methods, arguments.tasks, arguments.seeds)
     out = arguments.out or Path("results") / suite.name
-    return plan_runs(make_specs(suite, overrides, device), out), out
+    return plan_runs(make_specs(suites, overrides, device, plan_only=True), out), out
 
 
 def pool_size(arguments: Arguments, runs: list[PlannedRun]) -> int:
@@ -180,8 +225,12 @@ def pool_size(arguments: Arguments, runs: list[PlannedRun]) -> int:
 
 
 def describe(runs: list[PlannedRun], pending: list[PlannedRun], out: Path) -> str:
-    """The plan in a few lines: one per task and method."""
-    lines = [f"{len(runs)} runs in {out}, {len(pending)} to do"]
+    """The plan in a few lines: one per task and method, with the rough hours of a run."""
+    hours, devices = sum(run_hours(run.spec) for run in pending), {run.spec.device for run in pending}
+    rough = f", about {hours:,.1f} hours one after the other on {pending[0].spec.threads} CPU cores" if pending else ""
+    if devices - {"cpu"}:
+        rough += " (with a GPU: less, not measured)"
+    lines = [f"{len(runs)} runs in {out}, {len(pending)} to do{rough}"]
     groups: dict[tuple[str, str], list[PlannedRun]] = {}
     for run in runs:
         groups.setdefault((run.spec.task, run.spec.method), []).append(run)
@@ -189,8 +238,26 @@ def describe(runs: list[PlannedRun], pending: list[PlannedRun], out: Path) -> st
         loop = members[0].spec.loop
         seeds = ", ".join(str(run.spec.seed) for run in members)
         steps = loop.iterations * loop.n_envs * loop.n_steps * get_task(task).action_horizon
-        lines.append(f"  {task:20} {method:12} seeds {seeds}; {loop.iterations} iterations, {steps:,} steps a run")
+        rough = f"{run_hours(members[0].spec):,.2f} h"
+        lines.append(
+            f"  {task:21} {method:15} seeds {seeds}; {loop.iterations} iterations, {steps:,} steps, {rough} a run"
+        )
     return "\n".join(lines)
+
+
+def describe_data(runs: list[PlannedRun]) -> str:
+    """What each task starts from, and what is missing."""
+    lines, missing = [], []
+    for name in tasks_of(runs):
+        if all(startable(run.spec) for run in runs if run.spec.task == name):
+            state = f"policy {policy_path(get_task(name))}"
+        elif data_present(name):
+            state = "its policy is trained first, on the data that is there"
+        else:
+            state = "no data, no policy"
+            missing.append(name)
+        lines.append(f"  {name:21} {state}")
+    return "\n".join([*lines, *([missing_data_message(missing)] if missing else [])])
 
 
 def finish(runs: list[PlannedRun], out: Path) -> int:

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from benchmark.methods import build_settings, get_arm, resolve_settings, uses_demonstrations
-from benchmark.policies import load_pretrained
-from benchmark.policies.demonstrations import load_demonstrations
+from benchmark.policies import load_pretrained, policy_path
+from benchmark.policies.demonstrations import demonstrations_path, load_demonstrations
 from benchmark.seeding import BASE_SEED
 from benchmark.tasks import LoopSettings, get_task
-from otpr.diffusion import SamplerSettings
+from otpr.diffusion import DiffusionPolicy, SamplerSettings
 from otpr.method import TaskShape
 
 FORMAT = 1  # of spec.json
@@ -95,24 +95,28 @@ def make_spec(
     overrides: dict[str, Any],
     threads: int,
     device: str,
+    plan_only: bool = False,
 ) -> RunSpec:
     """Resolve all settings of one run.
 
     Args:
         loop_values, sampler_values: what a suite changes of the task's loop sizes and of the sampler.
         overrides: what the user changes of the method's settings.
+        plan_only: accept a task whose policy or expert pairs are yet to be made; such a spec cannot be run.
 
     Raises:
         ValueError: an unknown name or a bad value, settings that do not fit the task or the sampler, or a
             pre-trained policy that is missing or damaged.
     """
     task = get_task(task_name)
-    resolved = resolve_settings(method, task.family, protocol, overrides)
+    resolved = resolve_settings(method, task, protocol, overrides)
     loop = dataclasses.replace(task.loop(protocol), **loop_values)
     sampler = SamplerSettings(**sampler_values)
-    pretrained = load_pretrained(task, sampler)
+    held = policy_path(task).exists() or not plan_only
+    pretrained = load_pretrained(task, sampler) if held else None
+    policy = pretrained.policy if pretrained else DiffusionPolicy(task.build_network(torch.Generator()), sampler)
     demonstrations = None
-    if uses_demonstrations(resolved):
+    if uses_demonstrations(resolved) and (demonstrations_path(task).exists() or not plan_only):
         demonstrations = load_demonstrations(task)
     spec = RunSpec(
         task=task_name,
@@ -122,13 +126,14 @@ def make_spec(
         loop=loop,
         sampler=sampler,
         settings=dataclasses.asdict(resolved),
-        policy_digest=pretrained.digest,
-        data_digest=pretrained.data_digest,
+        policy_digest=pretrained.digest if pretrained else "",
+        data_digest=pretrained.data_digest if pretrained else "",
         threads=threads,
         device=device,
         demonstrations_digest="" if demonstrations is None else demonstrations.digest,
     )
     shape = TaskShape(task.observation_dim, task.action_dim, task.action_horizon, loop.n_envs, loop.n_steps)
-    pairs = None if demonstrations is None else demonstrations.pairs
-    get_arm(method).build(spec.method_settings(), pretrained.policy, shape, torch.Generator(), pairs)
+    if demonstrations or not uses_demonstrations(resolved):  # a trial, which refuses what does not fit
+        pairs = None if demonstrations is None else demonstrations.pairs
+        get_arm(method).build(spec.method_settings(), policy, shape, torch.Generator(), pairs)
     return spec

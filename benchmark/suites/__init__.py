@@ -21,15 +21,17 @@ class Suite:
 
     name: str
     description: str
-    protocol: str  # which settings tables: "published" or "embedded"
     tasks: tuple[str, ...]
     methods: tuple[str, ...]
-    seeds: str  # "N" for 0..N-1, or "A-B"
+    protocol: str = "published"  # which settings tables: "published" or "embedded"
+    seeds: str = "0-0"  # "N" for 0..N-1, or "A-B"
     threads: int = 1  # of every run; part of its spec
     loop: dict[str, Any] = field(default_factory=dict)  # what differs from the task's loop sizes
+    task_loop: dict[str, dict[str, Any]] = field(default_factory=dict)  # per task, what differs further
     sampler: dict[str, Any] = field(default_factory=dict)  # what differs from the default sampler
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)  # per method, what differs from its tables
     experiment: str = ""  # module whose run(out, progress) -> bool is called instead; then no tasks, no methods
+    parts: tuple[str, ...] = ()  # suites that are run together instead
 
 
 def suite_names() -> list[str]:
@@ -46,7 +48,8 @@ def load_suite(name: str) -> Suite:
     if name not in suite_names():
         raise ValueError(f"unknown suite {name!r}; valid: {', '.join(suite_names())}")
     values: dict[str, Any] = tomllib.loads((FOLDER / f"{name}.toml").read_text())
-    values["tasks"], values["methods"] = tuple(values["tasks"]), tuple(values["methods"])
+    for key in ("tasks", "methods", "parts"):
+        values[key] = tuple(values.get(key, ()))
     return Suite(name=name, **values)
 
 

@@ -1,0 +1,66 @@
+"""Rough hours of a run on CPU cores, for plans: simulation, sampling and gradient steps, each at a measured rate.
+
+The rates were measured on the machine of results/speed; another core may be several times slower or faster.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from benchmark.methods import get_arm
+from benchmark.spec import RunSpec
+from benchmark.tasks import Task, get_task
+
+# Environment steps per second and core.
+SIMULATION_RATES = {
+    "hopper": 11_000.0,
+    "walker2d": 6_000.0,
+    "halfcheetah": 14_000.0,
+    "kitchen-microwave-kettle-light-slider": 575.0,
+    "kitchen-microwave-kettle-bottomburner-light": 575.0,
+    "lift": 155.0,
+    "can": 110.0,
+    "square": 120.0,
+    "transport": 30.0,
+    "toy": 500_000.0,
+}
+FLOPS = 58e9  # float32 operations per second and core, of DPPO's Hopper iteration at the published sizes
+
+
+def run_hours(spec: RunSpec) -> float:
+    """Hours of one run on its `threads` cores, evaluations included; whole episodes are assumed to last to the limit.
+
+    A method of another package counts with its acting alone.
+    """
+    task, loop, settings = get_task(spec.task), spec.loop, spec.settings
+    learns = get_arm(spec.method).learns
+    evaluations = 1 + (-(-loop.iterations // loop.eval_every) if learns else 0)
+    evaluated = evaluations * loop.eval_episodes * task.max_episode_steps
+    collected = loop.iterations * loop.n_envs * loop.n_steps * task.action_horizon if learns else 0
+    sampling = spec.sampler.ddim_steps if spec.sampler.kind == "ddim" else spec.sampler.denoising_steps
+    chunks = (collected + evaluated) / task.action_horizon
+    acting = chunks * sampling * settings.get("candidates", 1) * 2 * network_parameters(task)
+    updates = collected / task.action_horizon * gradient_work(spec, task, sampling)
+    simulation = (collected + evaluated) / SIMULATION_RATES.get(task.environment, float("inf"))
+    return (simulation + (acting + updates) / FLOPS) / spec.threads / 3600
+
+
+def gradient_work(spec: RunSpec, task: Task, sampling_steps: int) -> float:
+    """Floating-point operations of the gradient steps per collected chunk: 6 per weight, forward and backward."""
+    settings, actor = spec.settings, 6.0 * network_parameters(task)
+    if "update_epochs" in settings:  # DPPO: every denoising step of every chunk is a sample
+        return settings["update_epochs"] * settings["ft_denoising_steps"] * actor
+    if "replay_ratio" not in settings:
+        return 0.0
+    widths = (task.observation_dim + task.action_horizon * task.action_dim, *settings["critic_hidden_dims"], 1)
+    critics = 3 * 6.0 * sum(a * b for a, b in pairwise(widths))
+    chain = sampling_steps * (actor + actor / 3) if "eta" in settings else 0.0  # DQL: through the chain, and its target
+    return settings["replay_ratio"] * (actor + critics + chain)
+
+
+def network_parameters(task: Task) -> int:
+    """Weights of the denoising network, biases left out."""
+    network, chunk = task.network, task.action_horizon * task.action_dim
+    condition = network.cond_mlp_dims[-1] if network.cond_mlp_dims else task.observation_dim
+    widths = (chunk + network.time_dim + condition, *network.hidden_dims, chunk)
+    return sum(a * b for a, b in pairwise(widths))
