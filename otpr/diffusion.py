@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from otpr.networks import DenoisingMLP, per_sample_mse
+from otpr.networks import DenoisingMLP, TwoStageMLP, per_sample_mse
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def ddim_steps(schedule: NoiseSchedule, steps: int, eta: float) -> ReverseSteps:
 class DiffusionPolicy(nn.Module):
     """A denoising network with its schedule and sampler; state-dict keys are ``network.*``, as in DPPO."""
 
-    def __init__(self, network: DenoisingMLP, sampler: SamplerSettings | None = None) -> None:
+    def __init__(self, network: DenoisingMLP | TwoStageMLP, sampler: SamplerSettings | None = None) -> None:
         super().__init__()
         self.network = network
         self.sampler = sampler or SamplerSettings()
@@ -257,6 +257,26 @@ class DiffusionPolicy(nn.Module):
         return self.denoising_losses(actions, observations, timesteps, noise)
 
 
+def read_dppo_checkpoint(path: Path) -> dict[str, Any]:
+    """The contents of a checkpoint file of DPPO's own format.
+
+    Pre-trained files hold ``epoch``, ``model`` and ``ema``; fine-tuned ones ``itr`` and ``model``.
+
+    Raises:
+        ValueError: missing or unreadable file, or one without a ``model`` of named tensors.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise ValueError(f"{path}: no DPPO checkpoint ({error.strerror})") from error
+    except Exception as error:
+        raise ValueError(f"{path}: not a DPPO checkpoint ({type(error).__name__})") from error
+    parts = [checkpoint[key] for key in ("model", "ema") if key in checkpoint] if isinstance(checkpoint, dict) else []
+    if not parts or not all(isinstance(part, dict) and all(isinstance(key, str) for key in part) for part in parts):
+        raise ValueError(f"{path}: not a DPPO checkpoint (holds no weights under 'model')")
+    return checkpoint
+
+
 def dppo_network_state(path: Path, part: Literal["ema", "actor", "actor_ft"]) -> dict[str, Tensor]:
     """Weights of one denoising network from a checkpoint file of DPPO's own format, keys without prefix.
 
@@ -265,12 +285,10 @@ def dppo_network_state(path: Path, part: Literal["ema", "actor", "actor_ft"]) ->
     Raises:
         ValueError: unreadable file, or no such part in it.
     """
-    try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        source, prefix = (checkpoint["ema"], "network.") if part == "ema" else (checkpoint["model"], f"{part}.")
-    except Exception as error:
-        raise ValueError(f"{path}: not a DPPO checkpoint with {part!r} ({type(error).__name__})") from error
-    state = {key[len(prefix) :]: value for key, value in source.items() if key.startswith(prefix)}
+    checkpoint = read_dppo_checkpoint(path)
+    source, prefix = ("ema", "network.") if part == "ema" else ("model", f"{part}.")
+    weights = checkpoint.get(source, {})
+    state = {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
     if not state:
-        raise ValueError(f"{path}: holds no weights named {prefix}*")
+        raise ValueError(f"{path}: holds no weights named {prefix}* under {source!r}")
     return state

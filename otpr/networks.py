@@ -169,6 +169,35 @@ class DenoisingMLP(nn.Module):
         return self.mlp_mean(features).view(x.shape)
 
 
+class TwoStageMLP(nn.Module):
+    """Two denoising networks that share one chain: `late` takes the steps k < `late_steps`, `early` the noisier ones.
+
+    This is what DPPO's fine-tuned policy is (Ren et al. 2024, section 4): the fine-tuned network behind the frozen one.
+
+    Raises:
+        ValueError: networks of different sizes, or fewer than one late step.
+    """
+
+    def __init__(self, early: DenoisingMLP, late: DenoisingMLP, late_steps: int) -> None:
+        super().__init__()
+        sizes = [(part.observation_dim, part.action_dim, part.action_horizon) for part in (early, late)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(f"both stages must have the same (O, A, H), got {sizes[0]} and {sizes[1]}")
+        if late_steps < 1:
+            raise ValueError(f"late_steps must be at least 1, got {late_steps}")
+        self.early, self.late, self.late_steps = early, late, late_steps
+        self.observation_dim, self.action_dim, self.action_horizon = sizes[1]
+
+    def forward(self, x: Tensor, timesteps: Tensor, observations: Tensor) -> Tensor:
+        """Predict the noise in `x`; arguments as in `DenoisingMLP.forward`."""
+        # Reading a step on a GPU would wait for it, so there both stages are evaluated, as for mixed steps anywhere.
+        if len(timesteps) == 1 and timesteps.device.type == "cpu":
+            stage = self.late if int(timesteps) < self.late_steps else self.early
+            return stage(x, timesteps, observations)
+        is_late = (timesteps < self.late_steps).view(-1, 1, 1)
+        return torch.where(is_late, self.late(x, timesteps, observations), self.early(x, timesteps, observations))
+
+
 class TwinQ(nn.Module):
     """Two independent Q(s, chunk) networks, keys ``Q1`` and ``Q2``."""
 

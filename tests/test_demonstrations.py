@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmark.data.d4rl import Dataset, Episodes
+from benchmark.data.episodes import Dataset, Episodes
 from benchmark.policies import Normalizer, load_pretrained
 from benchmark.policies.demonstrations import (
     HELD_SHARE,
@@ -35,7 +35,7 @@ def unit_normalizer(task_name: str) -> Normalizer:
     return Normalizer(-ones[0], ones[0], -ones[1], ones[1])
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", [name for name in TASKS if name == "toy" or name.endswith("-local")])
 def test_shipped_pairs_belong_to_the_shipped_policy(name: str) -> None:
     task = get_task(name)
     held = load_demonstrations(task)

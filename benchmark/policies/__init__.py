@@ -1,14 +1,16 @@
 """The pre-trained policy of each task: weights, normalisation statistics and, beside them as JSON, the card.
 
 ``TASK.pt`` is a plain dictionary of tensors and strings (`FORMAT` 1): ``task``, ``ema`` (DPPO's parameter names),
-``denoising_steps``, ``normalization`` (four tensors) and ``data_digest``. ``TASK.json`` says how it was made and holds
-the SHA-256 of the file.
+``denoising_steps``, ``normalization`` (four tensors), ``data_digest`` and, for robosuite, ``arguments``: those of the
+simulator, as its dataset describes them, in JSON. Of a policy that DPPO fine-tuned, ``ema`` takes the last
+``late_steps`` denoising steps and ``early`` those before. ``TASK.json`` says how it was made and holds its SHA-256.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmark.data.registry import cache_dir
 from benchmark.store import read_json
 from benchmark.tasks import Task
 from otpr.diffusion import DiffusionPolicy, SamplerSettings
+from otpr.networks import DenoisingMLP, TwoStageMLP
 
 FORMAT = 1
 FOLDER = Path(__file__).parent
@@ -73,17 +77,28 @@ class Pretrained:
         policy: on the CPU, in evaluation mode.
         digest: SHA-256 of the file.
         data_digest: identifies the data that it was trained on.
+        arguments: of the simulator, as the data describes them; None for the task's own.
     """
 
     policy: DiffusionPolicy
     normalizer: Normalizer
     digest: str
     data_digest: str
+    arguments: dict[str, Any] | None = None
+
+
+def installed_path(task: Task) -> Path:
+    """Where a policy that was imported, or trained for a task that comes without one, is kept."""
+    return cache_dir() / "policies" / f"{task.name}.pt"
 
 
 def policy_path(task: Task) -> Path:
-    """Where the policy of a task is looked for; the card lies beside it as ``.json``."""
-    return FOLDER / f"{task.name}.pt"
+    """Where the policy of a task is looked for: the installed one, else the one that the task comes with.
+
+    The card lies beside it as ``.json``.
+    """
+    installed = installed_path(task)
+    return installed if installed.exists() else Path(task.policy) if task.policy else FOLDER / f"{task.name}.pt"
 
 
 def load_pretrained(task: Task, sampler: SamplerSettings | None = None, path: Path | None = None) -> Pretrained:
@@ -91,7 +106,7 @@ def load_pretrained(task: Task, sampler: SamplerSettings | None = None, path: Pa
 
     Args:
         sampler: how the policy samples, by default `SamplerSettings()`; its `denoising_steps` must be the trained ones.
-        path: the file, by default the one that comes with the benchmark.
+        path: the file, by default the one of `policy_path`.
 
     Raises:
         ValueError: file or card missing or unreadable, made for another task or other sizes, or not the file that the
@@ -101,7 +116,7 @@ def load_pretrained(task: Task, sampler: SamplerSettings | None = None, path: Pa
     try:
         content = path.read_bytes()
     except OSError as error:
-        hint = f"make it with: python -m benchmark.pretrain --task {task.name} --out {path}"
+        hint = f"make it with: python -m benchmark.pretrain --task {task.name}"
         raise ValueError(f"{path}: no pre-trained policy ({error.strerror}); {hint}") from error
     digest = hashlib.sha256(content).hexdigest()
     if read_json(path.with_suffix(".json")).get("sha256") != digest:
@@ -126,22 +141,45 @@ def unpack(task: Task, content: bytes, sampler: SamplerSettings, label: str) -> 
     if state.get("denoising_steps") != sampler.denoising_steps:
         trained = state.get("denoising_steps")
         raise ValueError(f"{label}: trained with {trained} denoising steps, asked for {sampler.denoising_steps}")
-    policy = DiffusionPolicy(task.build_network(torch.Generator()), sampler)
-    _load_weights(policy, state.get("ema"), label)
+    network = _build_network(task, state.get("ema"), label)
+    if "early" in state:
+        late_steps = state.get("late_steps")
+        if type(late_steps) is not int or not 1 <= late_steps <= sampler.denoising_steps:
+            raise ValueError(f"{label}: late_steps must be in 1..{sampler.denoising_steps}, got {late_steps!r}")
+        network = TwoStageMLP(_build_network(task, state["early"], f"{label}: early stage"), network, late_steps)
+    policy = DiffusionPolicy(network, sampler)
     normalizer = _read_normalizer(task, state.get("normalization"), label)
     data_digest = state.get("data_digest")
     if not isinstance(data_digest, str):
         raise ValueError(f"{label}: holds no data digest")
-    return Pretrained(policy.eval(), normalizer, hashlib.sha256(content).hexdigest(), data_digest)
+    arguments = _read_arguments(state.get("arguments"), label)
+    return Pretrained(policy.eval(), normalizer, hashlib.sha256(content).hexdigest(), data_digest, arguments)
 
 
-def _load_weights(policy: DiffusionPolicy, weights: Any, label: str) -> None:
-    expected = policy.state_dict()
-    if not isinstance(weights, dict) or weights.keys() != expected.keys():
-        raise ValueError(f"{label}: its weights are not those of this task's network")
+def _read_arguments(text: Any, label: str) -> dict[str, Any] | None:
+    try:
+        arguments = None if text is None else json.loads(text)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{label}: its simulator's arguments are no JSON") from error
+    if arguments is not None and not isinstance(arguments, dict):
+        raise ValueError(f"{label}: its simulator's arguments must be a JSON object, got {text!r}")
+    return arguments
+
+
+def _build_network(task: Task, weights: Any, label: str) -> DenoisingMLP:
+    """The task's network with `weights`, a dictionary of DPPO's parameter names."""
+    network = task.build_network(torch.Generator())
+    expected = {f"network.{name}": value for name, value in network.state_dict().items()}
+    if not isinstance(weights, dict):
+        raise ValueError(f"{label}: its weights are not those of this task's network: it holds none")
+    for name in (*expected, *weights):
+        if name not in weights or name not in expected:
+            fault = "lacks" if name in expected else "has"
+            raise ValueError(f"{label}: its weights are not those of this task's network: {fault} {name}")
     for name, target in expected.items():
         _check_tensor(f"{label}: weight {name}", weights[name], tuple(target.shape))
-    policy.load_state_dict(weights)
+    network.load_state_dict({name: weights[f"network.{name}"] for name in network.state_dict()})
+    return network
 
 
 def _read_normalizer(task: Task, statistics: Any, label: str) -> Normalizer:

@@ -18,10 +18,9 @@ import numpy as np
 import torch
 import tyro
 
-from benchmark.data.d4rl import Dataset
-from benchmark.data.make import load_dataset
-from benchmark.data.registry import get_dataset
-from benchmark.policies import FOLDER, Normalizer, load_pretrained
+from benchmark.data.access import load_data
+from benchmark.data.episodes import Dataset
+from benchmark.policies import Normalizer, load_pretrained, policy_path
 from benchmark.seeding import BASE_SEED, derive_seed
 from benchmark.store import write_bytes
 from benchmark.tasks import Task, get_task
@@ -41,8 +40,9 @@ class HeldDemonstrations:
 
 
 def demonstrations_path(task: Task) -> Path:
-    """Where the expert pairs of a task are looked for."""
-    return FOLDER / f"{task.name}-expert.pt"
+    """Where the expert pairs of a task are looked for: beside its policy."""
+    path = policy_path(task)
+    return path.with_name(f"{path.stem}-expert.pt")
 
 
 def load_demonstrations(task: Task, path: Path | None = None) -> HeldDemonstrations:
@@ -92,6 +92,20 @@ def choose_demonstrations(task: Task, dataset: Dataset, normalizer: Normalizer) 
     return Demonstrations(*(torch.from_numpy(np.float32(x)) for x in (observations, actions, ranks[picks])))
 
 
+def save_demonstrations(task: Task, dataset: Dataset, normalizer: Normalizer, path: Path) -> Demonstrations:
+    """Choose the expert pairs of a task and write them to `path`.
+
+    Raises:
+        ValueError: no good episode is as long as a chunk.
+        OSError: the file cannot be written.
+    """
+    pairs = choose_demonstrations(task, dataset, normalizer)
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, "task": task.name, "data_digest": dataset.digest, **vars(pairs)}, buffer)
+    write_bytes(path, buffer.getvalue())
+    return pairs
+
+
 def main(task: str, out: Path | None = None) -> int:
     """Make a task's expert pairs again from its data, generated where missing; returns the exit status.
 
@@ -101,13 +115,10 @@ def main(task: str, out: Path | None = None) -> int:
     """
     try:
         chosen, path = get_task(task), out or demonstrations_path(get_task(task))
-        dataset, pretrained = load_dataset(get_dataset(task)), load_pretrained(chosen)
-        if dataset.digest != pretrained.data_digest:
+        dataset, pretrained = load_data(task), load_pretrained(chosen)
+        if pretrained.data_digest not in ("", dataset.digest):  # an imported policy names no data
             raise ValueError(f"{task}: the pre-trained policy was trained on other data than is made today")
-        pairs = choose_demonstrations(chosen, dataset, pretrained.normalizer)
-        buffer = io.BytesIO()
-        torch.save({"format": FORMAT, "task": task, "data_digest": dataset.digest, **vars(pairs)}, buffer)
-        write_bytes(path, buffer.getvalue())
+        pairs = save_demonstrations(chosen, dataset, pretrained.normalizer, path)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
