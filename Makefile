@@ -1,11 +1,13 @@
 # make quick     set up and compare the methods on Hopper
 # make test      set up and run the fast tests
-# make test-all  the fast tests and what is marked slow, slurm or robosuite
+# make test-all  the fast tests and what is marked slow, slurm or robosuite, with the optional simulators installed
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
+READY_ALL := $(VENV)/.ready-all
+COMMA := ,
 
 .PHONY: quick test test-all lint clean
 
@@ -15,7 +17,7 @@ quick: $(READY)
 test: lint
 	$(RUN) -m pytest -m "not slow and not slurm and not robosuite"
 
-test-all: lint
+test-all: $(READY_ALL) lint
 	$(RUN) -m pytest
 
 lint: $(READY)
@@ -24,14 +26,24 @@ lint: $(READY)
 	$(RUN) -m pyright
 
 # uv where there is one, else venv and pip; constraints.txt holds the versions that were tested together
+define install
+@if command -v uv >/dev/null 2>&1; then \
+	uv venv --quiet --allow-existing --python "$(PYTHON)" $(VENV) && \
+	uv pip install --quiet --python $(RUN) --constraint constraints.txt $(1); \
+else \
+	"$(PYTHON)" -m venv $(VENV) && \
+	$(RUN) -m pip install --quiet --constraint constraints.txt $(1); \
+fi
+endef
+
 $(READY): pyproject.toml constraints.txt
-	@if command -v uv >/dev/null 2>&1; then \
-		uv venv --quiet --allow-existing --python "$(PYTHON)" $(VENV) && \
-		uv pip install --quiet --python $(RUN) --constraint constraints.txt --editable ".[test]"; \
-	else \
-		"$(PYTHON)" -m venv $(VENV) && \
-		$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[test]"; \
-	fi
+	$(call install,--editable ".[test]")
+	@touch $@
+
+# d4rl and robomimic are read by tests alone, as references; what they depend on no longer installs
+$(READY_ALL): $(READY)
+	$(call install,--editable ".[test$(COMMA)robosuite$(COMMA)robomimic$(COMMA)minari$(COMMA)video]")
+	$(call install,--no-deps d4rl==1.1 robomimic==0.3.0)
 	@touch $@
 
 clean:

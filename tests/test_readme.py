@@ -13,20 +13,24 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"^python (-m .*)$", "\n".join(re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)), re.MULTILINE)
-# what takes minutes is run in a short form of itself
+# what takes minutes, or needs a file or the network, is run in a short form of itself
 SHORTER = {
     "-m benchmark.run": ["--dry-run"],
     "-m benchmark.speed": ["--help"],
     "-m benchmark.pretrain": ["--help"],
     "-m benchmark.diagnose": ["--help"],
+    "-m benchmark.data get": ["--help"],
+    "-m benchmark.data import": ["--help"],
+    "-m benchmark.data import-policy": ["--help"],
+    "-m benchmark.evaluate --run": ["--help"],
 }
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_readme_command_works(command: str, tmp_path: Path) -> None:
     arguments = shlex.split(command)
-    arguments += SHORTER.get(" ".join(arguments[:2]), [])
-    for name in ("results/mine", "results/wide-clip", "results/again"):
+    arguments += SHORTER.get(" ".join(arguments[:3]), SHORTER.get(" ".join(arguments[:2]), []))
+    for name in ("results/mine", "results/wide-clip", "results/again", "hopper-policy"):
         arguments = [str(tmp_path / "out") if argument == name else argument for argument in arguments]
     if arguments[1] == "benchmark.report":
         arguments = ["-m", "benchmark.status", "--out", "results/quick", "--json"]  # the report itself: test_report.py
