@@ -97,25 +97,25 @@ def _push_kettle(manner: Manner) -> list[Waypoint]:
 
 
 def _switch_light_on(manner: Manner) -> list[Waypoint]:
-    """Push the lever to the left."""
+    """Push the lever to the left with closed fingers."""
     height, depth = manner.generator.uniform(2.265, 2.295), manner.generator.uniform(0.605, 0.625)
     return [
-        Waypoint(manner.near(-0.31, 0.5, height, 0.03), pace=_FAST),
+        Waypoint(manner.near(-0.3, 0.48, height, 0.03), pace=_FAST),
         Waypoint(manner.near(-0.31, depth, height), pace=_SLOW),
         Waypoint(manner.near(manner.generator.uniform(-0.47, -0.44), depth, height), pace=_SLOW),
-        Waypoint(manner.near(-0.42, 0.48, height - 0.03, 0.015)),
+        Waypoint(manner.near(-0.42, 0.46, height - 0.03, 0.02)),
     ]
 
 
 def _slide_cabinet_open(manner: Manner) -> list[Waypoint]:
-    """Push the handle to the right."""
+    """Push the handle to the right with open fingers, from below."""
     height, depth = manner.generator.uniform(2.5, 2.54), manner.generator.uniform(0.61, 0.63)
-    end = manner.generator.uniform(0.06, 0.16)
+    end, pitch = manner.generator.uniform(0.04, 0.14), manner.generator.uniform(-0.5, -0.3)
     return [
-        Waypoint(manner.near(-0.2, 0.5, height, 0.03), pace=_FAST),
-        Waypoint(manner.near(-0.185, depth, height), pace=_SLOW),
-        Waypoint(manner.near(end, depth, height), pace=_STEADY),
-        Waypoint(manner.near(end - 0.05, 0.5, height - 0.02, 0.015)),
+        Waypoint(manner.near(-0.23, 0.48, height, 0.03), 0.0, pitch, closed=False, pace=_FAST),
+        Waypoint(manner.near(-0.22, depth, height), 0.0, pitch, closed=False, pace=_SLOW),
+        Waypoint(manner.near(end, depth, height), 0.0, pitch, closed=False, pace=_STEADY),
+        Waypoint(manner.near(end - 0.05, 0.46, height - 0.02, 0.02), 0.0, pitch, closed=False),
     ]
 
 

@@ -56,8 +56,8 @@ STYLES = {
     "lift": Style((0.25, 0.8), (0.03, 0.08), lapse=0.03, grasp_error=(0.004, 0.015), sloppy=0.6, early=0.5, hasty=0.5),
     "can": Style((0.8, 1.0), (0.05, 0.08), settling=3.5, lapse=0.01, fumble=0.1, early=0.25, hasty=0.25),
     "square": Style(
-        speed=(0.75, 1.0), hover=(0.03, 0.06), settling=3.5, lapse=0.01, fumble=0.1, early=0.25, hasty=0.25,
-        grasp_error=(0.002, 0.006), place_error=(0.001, 0.003),
+        speed=(0.75, 1.0), hover=(0.03, 0.06), settling=3.5, lapse=0.015, drift=0.3, fumble=0.05, tremor=(0.05, 0.1),
+        grasp_error=(0.002, 0.005), place_error=(0.001, 0.002), sloppy=0.25, early=0.15, hasty=0.15,
     ),
 }  # fmt: skip
 
@@ -180,7 +180,7 @@ class Script:
         self.closing = int(generator.integers(fewest, most + 1))
 
     def _enter(self, phase: Callable[[Scene], Move]) -> None:
-        self.phase, self.count, self.near = phase, 0, 0  # count: steps in this phase; near: those beside the object
+        self.phase, self.count, self.blocked = phase, 0, 0  # steps in this phase; of them, near the grasp but not at it
 
     def _reach(self, scene: Scene) -> Move:
         target, turn = self.grasp_point(scene) + self.error, self.turn_to_grasp(scene)
@@ -188,9 +188,9 @@ class Script:
         distance = math.hypot(offset[0], offset[1])
         half_open = ramp(-scene.aperture, -OPEN_APERTURE, -0.03)
         rise = max(ramp(distance, 0.008, 0.035), ramp(abs(turn), 0.2, 0.6), half_open)
-        self.near += bool(distance < 0.03 and abs(offset[2]) < 0.04)
+        self.blocked += bool(rise < 0.2 and abs(offset[2]) < 0.04)
         arrived = distance < 0.01 and abs(offset[2]) < self.tolerance and abs(turn) < 0.25
-        if (arrived or self.near > 15) and scene.aperture > OPEN_APERTURE:
+        if (arrived or self.blocked > 20) and scene.aperture > OPEN_APERTURE:
             self._enter(self._close)
             self.height = scene.hand[2]
         return Move(raised(target, self.hover * rise), turn)
