@@ -252,7 +252,7 @@ TASKS: dict[str, Task] = {
         _published("transport", "transport", _TRANSPORT, _TRANSPORT_NETWORK, _ROBOMIMIC_PRETRAINING, _SQUARE_LOOP,
                    0.18),
         _local("hopper", _HOPPER, _GYM_NETWORK, _GYM_LOCAL, _GYM_SHORT, _GYM_LOOP, 1437.0),
-        _local("walker2d", _WALKER2D, _GYM_NETWORK, _GYM_LOCAL, _GYM_SHORT, _GYM_LOOP, 2850.0),
+        _local("walker2d", _WALKER2D, _GYM_NETWORK, _WALK_LOCAL, _GYM_SHORT, _GYM_LOOP, 2850.0),
         _local("halfcheetah", _HALFCHEETAH, _GYM_NETWORK, _GYM_LOCAL, _GYM_SHORT, _GYM_LOOP, 4200.0),
         _local("kitchen", _KITCHEN, _KITCHEN_NETWORK, replace(_GYM_LOCAL, gradient_steps=20_000),
                replace(_GYM_SHORT, n_steps=35, eval_episodes=20)),

@@ -16,7 +16,7 @@ from benchmark.data.robomimic import Demonstration, read_robomimic, write_robomi
 from benchmark.envs.robosuite import OBSERVATION_KEYS, default_arguments
 
 BODIES = {"lift": "cube_main", "can": "Can_main", "square": "SquareNut_main"}
-SEEDS = np.array([3, 0, 2**40 + 1, 8, 6])
+SEEDS = np.array([3, 0, 2**40 + 1, 6])
 robosuite = pytest.mark.robosuite
 
 
@@ -77,8 +77,8 @@ def test_an_episode_is_a_function_of_its_seed(task: str) -> None:
 
 @robosuite
 def test_workers_do_not_matter() -> None:
-    expected = played("lift")
-    parallel = list(demonstrate("lift", SEEDS, workers=2))
+    expected = played("lift")[:2]
+    parallel = list(demonstrate("lift", SEEDS[:2], workers=2))
     assert len(parallel) == len(expected)
     for first, second in zip(parallel, expected, strict=True):
         assert_same(first, second)
