@@ -2,7 +2,10 @@
 
 It opens the microwave, pushes the kettle back, turns the light on and slides the cabinet open: one to four of these in
 an order drawn per episode. It sees the noisy observation alone: where the arm is on its path, what is done already.
-Like a person it varies in pace and aim, hesitates, is sometimes careless, and tries once more where it sees a failure.
+Like a person it varies in pace, way and aim, trembles, hesitates, is sometimes careless, and tries once more where it
+sees a failure. Detours and tremor also show a policy cloned from the data how to come back to the path, as the noise
+of Laskey et al. 2017 does ("DART: Noise Injection for Robust Imitation Learning"); unlike there, the executed actions
+are the recorded ones.
 """
 
 from __future__ import annotations
@@ -108,7 +111,7 @@ def _switch_light_on(manner: Manner) -> list[Waypoint]:
 
 
 def _slide_cabinet_open(manner: Manner) -> list[Waypoint]:
-    """Push the handle to the right with open fingers, from below."""
+    """Push the handle to the right with open fingers, from below: unlike at the light, so that a clone tells them apart."""
     height, depth = manner.generator.uniform(2.5, 2.54), manner.generator.uniform(0.61, 0.63)
     end, pitch = manner.generator.uniform(0.04, 0.14), manner.generator.uniform(-0.5, -0.3)
     return [
@@ -207,6 +210,7 @@ def _record(seed: int) -> dict[str, NDArray]:
         actions.append(action)
         rewards.append(outcome.rewards[0, 0])
         terminated = bool(outcome.terminated[0])
+    env.close()
     last = np.arange(len(actions)) == len(actions) - 1
     return {
         "observations": np.array(observations[:-1], dtype=np.float32),
