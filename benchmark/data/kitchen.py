@@ -33,10 +33,8 @@ _ERROR = 0.004  # m, standard deviation of an attempt's aim in each coordinate
 _CARELESS_CHANCE, _CARELESSNESS = 0.1, 4.0  # of an attempt; the factor on its error
 _HESITATION_CHANCE, _HESITATION = 0.15, (3, 9)  # of an attempt; range of steps
 _DETOUR = 0.12  # rad, standard deviation in each joint of the detour on the way to a sub-task
-_TREMOR, _TREMOR_MEMORY = (
-    0.02,
-    0.8,
-)  # rad, standard deviation of a fast arm's target in each joint; correlation per step
+_TREMOR = 0.02  # rad, standard deviation of a fast arm's target in each joint
+_TREMOR_MEMORY = 0.8  # correlation of the tremor from one step to the next
 _HOME_SPREAD = 0.05  # rad by which an episode's retreat posture differs from the start's in each joint
 _ATTEMPTS = 2
 _LAST_NODES = (12, 30)  # range of nodes of the way home that are followed after the last sub-task
@@ -111,7 +109,7 @@ def _switch_light_on(manner: Manner) -> list[Waypoint]:
 
 
 def _slide_cabinet_open(manner: Manner) -> list[Waypoint]:
-    """Push the handle to the right with open fingers, from below: unlike at the light, so that a clone tells them apart."""
+    """Push the handle to the right with open fingers, from below, which a clone can tell from the way to the light."""
     height, depth = manner.generator.uniform(2.5, 2.54), manner.generator.uniform(0.61, 0.63)
     end, pitch = manner.generator.uniform(0.04, 0.14), manner.generator.uniform(-0.5, -0.3)
     return [
