@@ -98,7 +98,7 @@ def test_settings_of_idql_and_dql(name: str, specs: dict[tuple[str, str], Any]) 
     loop = specs[name, "idql"].loop
     per_iteration = {settings["replay_ratio"]: loop.n_envs * loop.n_steps * settings["replay_ratio"] // 1000
                      for settings in (idql, dql)}  # fmt: skip
-    expected = {"lift": (1920, 240), "can": (1920, 240)}.get(name, (448, 56) if name in KITCHEN else (2560, 320))
+    expected = {"lift": (1920, 240), "can": (1920, 240)}.get(name, (358, 44) if name in KITCHEN else (2560, 320))
     assert tuple(per_iteration.values()) == expected
 
 

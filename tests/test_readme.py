@@ -27,14 +27,14 @@ SHORTER = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_readme_command_works(command: str, tmp_path: Path) -> None:
+def test_readme_command_works(command: str, tmp_path: Path, cache: Path) -> None:
     arguments = shlex.split(command)
     arguments += SHORTER.get(" ".join(arguments[:3]), SHORTER.get(" ".join(arguments[:2]), []))
     for name in ("results/mine", "results/wide-clip", "results/again", "hopper-policy"):
         arguments = [str(tmp_path / "out") if argument == name else argument for argument in arguments]
     if arguments[1] == "benchmark.report":
         arguments = ["-m", "benchmark.status", "--out", "results/quick", "--json"]  # the report itself: test_report.py
-    environment = {"OTPR_BENCH_CACHE": str(tmp_path / "cache"), "PATH": "", "HOME": str(tmp_path)}
+    environment = {"OTPR_BENCH_CACHE": str(cache / "readme"), "PATH": "", "HOME": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
