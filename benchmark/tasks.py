@@ -262,7 +262,7 @@ TASKS: dict[str, Task] = {
         _local("can", replace(_CAN, max_episode_steps=200), _LIFT_NETWORK, replace(_GYM_LOCAL, gradient_steps=16_000),
                LoopSettings(n_envs=20, n_steps=25, iterations=20, eval_every=10, eval_episodes=20)),
         _local("square", replace(_SQUARE, max_episode_steps=200), _LIFT_NETWORK,
-               replace(_GYM_LOCAL, gradient_steps=16_000),
+               replace(_GYM_LOCAL, gradient_steps=24_000, batch_size=256),
                LoopSettings(n_envs=20, n_steps=25, iterations=20, eval_every=10, eval_episodes=20)),
         Task(
             name="toy",
