@@ -67,7 +67,13 @@ class Launch:
             raise ValueError(f"--max-parallel must be at least 1, got {self.max_parallel}")
         if self.launcher == "slurm":
             for array in self.jobs(runs):
-                cluster.check_submission(batch_text(array, self.options, self.out, self.max_parallel))
+                try:
+                    cluster.check_submission(batch_text(array, self.options, self.out, self.max_parallel))
+                except cluster.SlurmError as error:
+                    asked = (
+                        f"{array.resources.cpus} cores, {array.resources.memory} MiB, {array.resources.minutes} minutes"
+                    )
+                    raise ValueError(f"SLURM refuses a job of {asked}: {error}") from error
 
     def jobs(self, runs: Sequence[PlannedRun]) -> list[Array]:
         """The arrays of jobs for these runs.

@@ -122,9 +122,8 @@ def arrays(runs: Sequence[PlannedRun], options: SlurmOptions, cap: int) -> list[
         groups.setdefault((run.spec.task, run.spec.method), []).append(run)
     by_resources: dict[Resources, list[tuple[PlannedRun, ...]]] = {}
     for members in groups.values():
-        for first in range(0, len(members), options.runs_per_job):
-            pack = tuple(members[first : first + options.runs_per_job])
-            by_resources.setdefault(job_resources(pack, options), []).append(pack)
+        packs = [tuple(members[i : i + options.runs_per_job]) for i in range(0, len(members), options.runs_per_job)]
+        by_resources.setdefault(job_resources(packs[0], options), []).extend(packs)  # a smaller last pack as the others
     return [
         Array(resources, tuple(packs[first : first + cap]))
         for resources, packs in by_resources.items()

@@ -88,7 +88,7 @@ SelectTypeParameters=CR_Core_Memory
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1
 EnforcePartLimits=ALL
 KillWait=5
-MaxArraySize=101
+MaxArraySize=41
 JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=1
 AccountingStorageType=accounting_storage/slurmdbd
