@@ -130,11 +130,11 @@ def _suite_specs(suite: Suite, overrides: dict[str, dict[str, Any]], device: str
     seeds = parse_seeds(suite.seeds)
     if min(seeds) < TUNING_SEEDS <= max(seeds):
         raise ValueError(f"seeds {suite.seeds} mix tuning seeds ({TUNING_SEEDS} and up) with reported ones")
-    return [
-        make_spec(
+    first = {
+        (task, method): make_spec(
             task,
             method,
-            seed,
+            seeds[0],
             suite.protocol,
             suite.loop | suite.task_loop.get(task, {}),
             suite.sampler,
@@ -144,9 +144,10 @@ def _suite_specs(suite: Suite, overrides: dict[str, dict[str, Any]], device: str
             plan_only,
         )
         for task in suite.tasks
-        for seed in seeds
         for method in suite.methods
-    ]
+    }
+    pairs = [(task, seed, method) for task in suite.tasks for seed in seeds for method in suite.methods]
+    return [replace(first[task, method], seed=seed) for task, seed, method in pairs]
 
 
 def plan_runs(specs: Sequence[RunSpec], out: Path) -> list[PlannedRun]:

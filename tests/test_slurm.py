@@ -6,6 +6,7 @@ The cluster is one node on this machine, brought up by tests/slurm/up.sh and tak
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from pathlib import Path
 import pytest
 from conftest import toy_spec
 from test_faults import iteration, wait_until
+from test_readme import SLURM
 from test_runs import results
 
 from benchmark.launch import cluster
@@ -100,6 +102,14 @@ def meanwhile(action: Callable[[], None]) -> threading.Thread:
     thread = threading.Thread(target=action)
     thread.start()
     return thread
+
+
+@pytest.mark.parametrize("command", SLURM)
+def test_the_readmes_commands(command: str, tmp_path: Path) -> None:
+    arguments = [*shlex.split(command), "--dry-run", "--out", str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, *arguments], cwd=SCRIPTS.parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "#SBATCH --time=720" in done.stdout
 
 
 def test_inline_local_and_slurm_give_the_same_bits(tmp_path: Path) -> None:
