@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +25,8 @@ from benchmark.envs.base import (
 from benchmark.envs.robosuite_simulator import VERSION, accepted_arguments
 from benchmark.envs.workers import Models, SimulatorPool, WorkerGroup, shared_group, shared_pool
 
+STEPPING = ("fast", "stock")
+STEPPING_VARIABLE = "OTPR_BENCH_ROBOSUITE"  # of the process's environment; chooses among them for every command
 _NO_EPISODE = -1.0  # as the model of a row
 _ARM_KEYS = ("eef_pos", "eef_quat", "gripper_qpos")
 _FORCED = {
@@ -145,7 +149,7 @@ def constructor_arguments(task: str, arguments: Mapping[str, Any] | None = None)
 
 
 class RobosuiteEnv(VectorEnv):
-    """A batch of one robomimic task: same seeds and actions give stock robosuite's bits.
+    """A batch of one robomimic task: same seeds and actions give stock robosuite's bits, four to six times faster.
 
     Observations are the values of `OBSERVATION_KEYS` one after another (m, rad, unit quaternions x-y-z-w): 19 numbers
     for lift, 23 for can and square, 59 for transport. Actions are per arm a translation, a rotation vector (scaled to
@@ -162,9 +166,14 @@ class RobosuiteEnv(VectorEnv):
         threads: worker processes that share the batch, or 1 to step in this process; never changes a result.
         arguments: robomimic's ``env_args`` of a dataset; None means the published ones (`default_arguments`).
         max_episode_steps: the time limit; None means DPPO's (300, 300, 400, 800).
+        stepping: 'fast' (`robosuite_fast`) or 'stock', robosuite's own code; never changes a result, and a state of
+            one can be loaded into the other. None means what the variable OTPR_BENCH_ROBOSUITE says, or else 'fast'.
+
+    Warns:
+        UserWarning: the arguments name a robot, gripper or controller that only robosuite's own code steps.
 
     Raises:
-        ValueError: for an unknown task, a size below 1, bad arguments, or without robosuite 1.4.1.
+        ValueError: for an unknown task or stepping, a size below 1, bad arguments, or without robosuite 1.4.1.
     """
 
     def __init__(
@@ -175,6 +184,7 @@ class RobosuiteEnv(VectorEnv):
         threads: int = 1,
         arguments: Mapping[str, Any] | None = None,
         max_episode_steps: int | None = None,
+        stepping: str | None = None,
     ) -> None:
         definition = _get_task(task)
         check_sizes(num_envs, action_horizon, threads)
@@ -185,8 +195,8 @@ class RobosuiteEnv(VectorEnv):
         self.action_dim = 7 * definition.arms
         self.action_horizon = action_horizon
         self.max_episode_steps = max_episode_steps or definition.max_episode_steps
-        env_kwargs = constructor_arguments(task, arguments)
-        self._models = Models(definition.env_name, env_kwargs, OBSERVATION_KEYS[task], definition.models)
+        env_kwargs, stock = constructor_arguments(task, arguments), _is_stock(stepping)
+        self._models = Models(definition.env_name, env_kwargs, OBSERVATION_KEYS[task], definition.models, stock)
         self._pool: SimulatorPool | WorkerGroup | None
         self._pool = shared_pool(self._models) if threads == 1 else shared_group(self._models, threads)
         sizes = self._pool.sizes()
@@ -196,6 +206,9 @@ class RobosuiteEnv(VectorEnv):
         ):
             if got != expected:
                 raise ValueError(f"arguments of task {task!r} give {name} of {got} numbers, not {expected}")
+        if sizes.why_stock and not stock:
+            reason = f"{sizes.why_stock}: four to six times slower"
+            warnings.warn(f"task {task!r} is stepped by robosuite's own code because of {reason}", stacklevel=2)
         self._states = np.full((num_envs, sizes.state), _NO_EPISODE)
         self._elapsed = np.zeros(num_envs, dtype=np.int64)
         self._ended = np.ones(num_envs, dtype=np.bool_)
@@ -258,6 +271,15 @@ def _get_task(task: str) -> _Task:
     if task not in _TASKS:
         raise ValueError(f"unknown robosuite task {task!r}; valid: {', '.join(_TASKS)}")
     return _TASKS[task]
+
+
+def _is_stock(stepping: str | None) -> bool:
+    """Whether stock robosuite was chosen, by argument or variable."""
+    chosen = stepping or os.environ.get(STEPPING_VARIABLE) or STEPPING[0]
+    if chosen not in STEPPING:
+        source = "stepping" if stepping else STEPPING_VARIABLE
+        raise ValueError(f"{source} must be one of {', '.join(STEPPING)}, got {chosen!r}")
+    return chosen == "stock"
 
 
 def _check_values(what: str, given: Mapping[str, Any], required: tuple[tuple[str, Any], ...]) -> None:
