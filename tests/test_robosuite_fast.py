@@ -116,11 +116,9 @@ NARROW = {"output_max": [0.02, 0.03, 0.04, 0.1, 0.2, 0.3], "output_min": [-0.04,
     [
         changed_controller(kp=60, damping_ratio=0.7),
         changed_controller(**NARROW),
-        changed_controller(position_limits=[[-0.05, -0.01, 0.95], [0.05, 0.01, 1.0]]),
-        changed_controller(control_delta=False),
         changed_robot(robots=["UR5e"], gripper_types="PandaGripper"),
     ],
-    ids=["gains", "ranges", "limits", "absolute", "six joints"],
+    ids=["gains", "ranges", "six joints"],
 )
 def test_other_controllers_and_robots_are_robosuites_bits(arguments: dict[str, Any]) -> None:
     env = RobosuiteEnv("lift", 1, 4, arguments=arguments)
@@ -137,10 +135,12 @@ def test_other_controllers_and_robots_are_robosuites_bits(arguments: dict[str, A
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (changed_controller(uncouple_pos_ori=False), "varies its impedance, couples"),
+        (changed_controller(uncouple_pos_ori=False), "a controller other than OSC_POSE with relative goals"),
+        (changed_controller(control_delta=False), "a controller other than OSC_POSE with relative goals"),
+        (changed_controller(position_limits=[[-0.05, -0.01, 0.95], [0.05, 0.01, 1.0]]), "uncoupled, without limits"),
         (changed_robot(gripper_types="RethinkGripper"), "SingleArm, RethinkGripper, OperationalSpaceController"),
     ],
-    ids=["coupled", "gripper"],
+    ids=["coupled", "absolute", "limited", "gripper"],
 )
 def test_what_is_not_covered_is_stepped_by_robosuite_and_said(arguments: dict[str, Any], reason: str) -> None:
     with pytest.warns(UserWarning, match=f"task 'lift' is stepped by robosuite's own code because of .*{reason}"):

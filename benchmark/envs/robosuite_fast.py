@@ -38,8 +38,10 @@ def why_stock(env: Any) -> str:
         if kinds != ("SingleArm", "PandaGripper", "OperationalSpaceController"):
             return f"{', '.join(kinds)} instead of SingleArm, PandaGripper, OperationalSpaceController"
         interpolated = controller.interpolator_pos is not None or controller.interpolator_ori is not None
-        if interpolated or controller.impedance_mode != "fixed" or not (controller.use_ori and controller.uncoupling):
-            return "a controller that interpolates, varies its impedance, couples, or leaves orientation alone"
+        limited = controller.position_limits is not None or controller.orientation_limits is not None
+        covered = controller.use_ori and controller.use_delta and controller.uncoupling
+        if interpolated or limited or controller.impedance_mode != "fixed" or not covered:
+            return "a controller other than OSC_POSE with relative goals, uncoupled, without limits and interpolation"
     return ""
 
 
@@ -51,12 +53,14 @@ class FastSimulator:
     """
 
     def __init__(self, stock: Simulator) -> None:
-        from benchmark.envs import robosuite_native  # compiled functions, which take a moment to load
+        from robosuite.utils import transform_utils  # an optional package
+
+        from benchmark.envs import robosuite_native  # which imports robosuite
 
         self.stock = stock
         self.observation_size, self.action_size = stock.observation_size, stock.action_size
         self.state_size = stock.state_size
-        self._native = robosuite_native
+        self._native, self._transforms = robosuite_native, transform_utils
         self._model = _physics_model(stock)
         self._data = mujoco.MjData(self._model)
         data, robots = self._data, stock.env.robots
@@ -66,12 +70,10 @@ class FastSimulator:
         )  # fmt: skip
         self._arms = self._find_arms(robots)
         arms, joints = self._arms.qpos.shape
-        shapes = (arms, 3), (arms, 3, 3), (arms, joints), (arms, 2), (arms, 2)
-        self._commands = robosuite_native.Commands(*map(np.zeros, shapes))
+        shapes = (arms, 3), (arms, 3, 3), (arms, joints), (arms, 2)
+        self._goals = robosuite_native.Goals(*map(np.zeros, shapes))
         self._scene = SCENES[type(stock.env).__name__](stock.env, self._model, data)
         self._substeps = int(stock.env.control_timestep / stock.env.model_timestep)
-        size = self.action_size // arms
-        self._actions = [slice(arm * size, (arm + 1) * size) for arm in range(arms)]
         self._row = np.zeros(self.state_size)  # the loaded one; the parts that change are written by `save`
         self._parts = stock.arm_parts(self._row)
         self._starting = False  # whether the loaded episode has not taken its first step, and is in `stock`
@@ -84,18 +86,24 @@ class FastSimulator:
 
     def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float64], float]:
         """See `Simulator.step`."""
+        observation, rewards = self.play(action[None])
+        return observation, float(rewards[0])
+
+    def play(self, actions: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """See `Simulator.play`."""
+        observation, rewards, first = np.empty(self.observation_size), np.empty(len(actions)), 0
         if self._starting:
-            outcome = self.stock.step(action)
+            observation[:], rewards[0] = self.stock.step(actions[0])
             self.stock.save(self._row)
             self.load(self._row)
-            return outcome
-        mujoco.mj_step1(self._model, self._data)
-        for arm, own in enumerate(self._actions):
-            self._command(arm, action[own])
-        self._native.step_arms(self._simulation, self._arms, self._commands, self._substeps)
-        observation = np.empty(self.observation_size)
-        self._scene.observe(observation)
-        return observation, float(self._scene.is_solved())
+            first = 1
+        moves = self._moves(actions[first:])
+        for step in range(len(actions) - first):
+            self._native.step_arms(self._simulation, self._arms, self._goals, moves, step, self._substeps)
+            rewards[first + step] = self._scene.is_solved()
+        if len(actions) > first:
+            self._scene.observe(observation)
+        return observation, rewards
 
     def save(self, state: NDArray[np.float64]) -> None:
         """See `Simulator.save`; the controller's readings, which are not read again, stay as they were loaded."""
@@ -104,8 +112,8 @@ class FastSimulator:
             return
         mujoco.mj_getState(self._model, self._data, self._row[: self.stock.physics_size], INTEGRATION)
         for arm, part in enumerate(self._parts):
-            part["gripper"][:] = self._commands.gripper[arm]
-            part["goal_ori"][:] = self._commands.orientation[arm].ravel()
+            part["gripper"][:] = self._goals.gripper[arm]
+            part["goal_ori"][:] = self._goals.orientation[arm].ravel()
         state[:] = self._row
 
     def load(self, state: NDArray[np.float64]) -> None:
@@ -117,9 +125,9 @@ class FastSimulator:
             return
         mujoco.mj_setState(self._model, self._data, self._row[: self.stock.physics_size], INTEGRATION)
         for arm, part in enumerate(self._parts):
-            self._commands.gripper[arm] = part["gripper"]
-            self._commands.orientation[arm] = part["goal_ori"].reshape(3, 3)
-            self._commands.rest[arm] = part["initial_joint"]
+            self._goals.gripper[arm] = part["gripper"]
+            self._goals.orientation[arm] = part["goal_ori"].reshape(3, 3)
+            self._goals.rest[arm] = part["initial_joint"]
 
     def simulation_state(self) -> NDArray[np.float64]:
         """See `Simulator.simulation_state`."""
@@ -137,18 +145,21 @@ class FastSimulator:
         """Stock robosuite's environment; it holds the episode only before the first step."""
         return self.stock.env
 
-    def _command(self, arm: int, action: NDArray[np.float32]) -> None:
-        """Set an arm's goals from its (7,) action and the pose of its hand, as robosuite's controller does."""
-        robot, commands, site = self.env.robots[arm], self._commands, self._arms.site[arm]
-        controller = robot.controller
-        controller.ee_pos = self._data.site_xpos[site].copy()
-        controller.ee_ori_mat = self._data.site_xmat[site].reshape(3, 3).copy()
-        controller.goal_ori = commands.orientation[arm]
-        controller.new_update = False  # so that it takes the pose from here, not from the stock simulation
-        controller.set_goal(action[:-1])
-        commands.position[arm] = controller.goal_pos
-        commands.orientation[arm] = controller.goal_ori
-        commands.closing[arm] = _CLOSING * robot.gripper.speed * np.sign(action[-1:])
+    def _moves(self, actions: NDArray[np.float32]) -> Any:
+        """What (T, A) actions ask of the arms (`robosuite_native.Moves`), by robosuite's own conversions."""
+        robots = self.env.robots
+        actions = actions.reshape(len(actions), len(robots), self.action_size // len(robots))
+        shape = actions.shape[:2]
+        scaled = np.empty((*shape, 6))
+        for arm, robot in enumerate(robots):
+            scaled[:, arm] = robot.controller.scale_action(actions[:, arm, :6])
+        turn, turns = np.empty((*shape, 3, 3)), scaled[:, :, 3:].any(axis=2)
+        for place in np.argwhere(turns):
+            step, arm = place
+            quaternion = self._transforms.axisangle2quat(scaled[step, arm, 3:])
+            turn[step, arm] = self._transforms.quat2mat(quaternion)
+        closing = _CLOSING * robots[0].gripper.speed * np.sign(actions[:, :, 6:])
+        return self._native.Moves(scaled[:, :, :3].copy(), turn, turns, closing)
 
     def _find_arms(self, robots: list[Any]) -> Any:
         """The places and constants of the arms (`robosuite_native.Arms`)."""
@@ -180,6 +191,7 @@ def _physics_model(stock: Simulator) -> Any:
     spec = mujoco.MjSpec.from_string(stock.env.model.get_xml())
     spec.compiler.discardvisual = True
     model = spec.compile()
+    model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_SENSOR)  # robosuite only keeps a log of them
     # Resets place what PickPlaceCan only shows, always alike.
     model.body_pos[:], model.body_quat[:] = stock.model.body_pos, stock.model.body_quat
     return model

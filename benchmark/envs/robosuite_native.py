@@ -54,14 +54,22 @@ class Arms(NamedTuple):
     finger_range: np.ndarray  # (A, 2)
 
 
-class Commands(NamedTuple):
-    """What A arms are to do in one environment step; only `gripper` is written."""
+class Moves(NamedTuple):
+    """What T actions ask of A arms."""
 
-    position: np.ndarray  # (A, 3) goal of the site
+    shift: np.ndarray  # (T, A, 3) of the hand, m
+    turn: np.ndarray  # (T, A, 3, 3) rotation matrices in the world's frame
+    turns: np.ndarray  # (T, A) bool, False where the rotation is exactly zero, which keeps the goal as it was
+    closing: np.ndarray  # (T, A, 2) added to `Goals.gripper` at each physics step
+
+
+class Goals(NamedTuple):
+    """What A arms are drawn to; all but `rest` change with each environment step."""
+
+    position: np.ndarray  # (A, 3) of the site
     orientation: np.ndarray  # (A, 3, 3)
-    rest: np.ndarray  # (A, J) joint positions that the null space is drawn to
-    closing: np.ndarray  # (A, 2) added to `gripper` at each physics step
-    gripper: np.ndarray  # (A, 2) accumulated, in [-1, 1]
+    rest: np.ndarray  # (A, J) joint positions of the null space
+    gripper: np.ndarray  # (A, 2) in [-1, 1], open to closed
 
 
 _mj_step1 = types.ExternalFunction("mj_step1", types.void(types.intp, types.intp))
@@ -101,15 +109,25 @@ def _joint_mass(mass, places):
 
 
 @numba.njit(error_model="numpy")
-def _torques(simulation, arms, commands, arm):
+def _set_goal(simulation, arms, goals, moves, step, arm):
+    """Aim from where the hand is."""
+    site = arms.site[arm]
+    for i in range(3):
+        goals.position[arm, i] = simulation.site_xpos[site, i] + moves.shift[step, arm, i]
+    if moves.turns[step, arm]:
+        goals.orientation[arm] = np.dot(moves.turn[step, arm], simulation.site_xmat[site].reshape((3, 3)))
+
+
+@numba.njit(error_model="numpy")
+def _torques(simulation, arms, goals, arm):
     """(J,) torques of robosuite's `OperationalSpaceController` with fixed impedance, before they are clipped."""
     site, velocities = arms.site[arm], arms.qvel[arm]
     linear, angular = simulation.jacobian[0], simulation.jacobian[1]
     _mj_jac_site(simulation.model, simulation.data, linear.ctypes.data, angular.ctypes.data, site)
     orientation = simulation.site_xmat[site].reshape((3, 3))
-    turn = orientation_error(commands.orientation[arm], orientation)
+    turn = orientation_error(goals.orientation[arm], orientation)
     stiffness, damping = arms.stiffness[arm], arms.damping[arm]
-    offset = commands.position[arm] - simulation.site_xpos[site]
+    offset = goals.position[arm] - simulation.site_xpos[site]
     force = _task_force(offset, np.dot(linear, simulation.qvel), stiffness[:3], damping[:3])
     torque = _task_force(turn, np.dot(angular, simulation.qvel), stiffness[3:], damping[3:])
 
@@ -122,29 +140,30 @@ def _torques(simulation, arms, commands, arm):
     wrench[:3], wrench[3:] = np.dot(lambda_pos, force), np.dot(lambda_ori, torque)
     joint_pos, joint_vel = simulation.qpos[arms.qpos[arm]], simulation.qvel[velocities]
     torques = np.dot(j_full.T, wrench) + simulation.bias[velocities]
-    return torques + nullspace_torques(mass, nullspace, commands.rest[arm], joint_pos, joint_vel)
+    return torques + nullspace_torques(mass, nullspace, goals.rest[arm], joint_pos, joint_vel)
 
 
 @numba.njit(error_model="numpy")
-def _actuate(simulation, arms, commands, arm):
+def _actuate(simulation, arms, goals, closing, arm):
     """Write one arm's and its gripper's controls."""
-    torques = _torques(simulation, arms, commands, arm)
+    torques = _torques(simulation, arms, goals, arm)
     for i in range(torques.shape[0]):
         clipped = min(max(torques[i], arms.torque_min[arm, i]), arms.torque_max[arm, i])
         simulation.ctrl[arms.motors[arm, i]] = clipped
     for i in range(arms.fingers.shape[1]):
-        commands.gripper[arm, i] = min(max(commands.gripper[arm, i] + commands.closing[arm, i], -1.0), 1.0)
-        applied = arms.finger_middle[arm, i] + arms.finger_range[arm, i] * commands.gripper[arm, i]
+        goals.gripper[arm, i] = min(max(goals.gripper[arm, i] + closing[i], -1.0), 1.0)
+        applied = arms.finger_middle[arm, i] + arms.finger_range[arm, i] * goals.gripper[arm, i]
         simulation.ctrl[arms.fingers[arm, i]] = applied
 
 
-def _step_arms(simulation, arms, commands, substeps):
-    """The physics steps of one environment step; the first half of the first one, `mj_step1`, is already done."""
+def _step_arms(simulation, arms, goals, moves, step, substeps):
+    """All physics steps of the environment step of action `step`."""
     for substep in range(substeps):
-        if substep > 0:
-            _mj_step1(simulation.model, simulation.data)
+        _mj_step1(simulation.model, simulation.data)
         for arm in range(arms.site.shape[0]):
-            _actuate(simulation, arms, commands, arm)
+            if substep == 0:
+                _set_goal(simulation, arms, goals, moves, step, arm)
+            _actuate(simulation, arms, goals, moves.closing[step, arm], arm)
         _mj_step2(simulation.model, simulation.data)
 
 

@@ -51,7 +51,7 @@ class Scene:
         raise NotImplementedError
 
     def is_solved(self) -> bool:
-        """Whether robosuite pays for this state; called after `observe`."""
+        """Whether robosuite pays for this state."""
         raise NotImplementedError
 
 
@@ -158,12 +158,11 @@ class TransportScene(Scene):
         hands = seen[:3], seen[_ARM : _ARM + 3]
         out[27:30], out[30:33] = payload - hands[0], handle - hands[0]
         out[33:36], out[36:39] = payload - hands[1], trash - hands[1]
-        self.placed = out[39:41]
-        self.placed[:] = [self._touch(bin_, thing) for bin_, thing in self.pairs]
+        out[39:] = [self._touch(bin_, thing) for bin_, thing in self.pairs]
 
     def is_solved(self) -> bool:
         """See `Scene.is_solved`."""
-        return bool(self.placed.all())
+        return all(self._touch(bin_, thing) for bin_, thing in self.pairs)
 
     def _touch(self, first: NDArray[np.bool_], second: NDArray[np.bool_]) -> bool:
         """Whether any of the geoms marked in `first` is in contact with one of those marked in `second`."""

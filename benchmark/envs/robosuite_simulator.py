@@ -131,6 +131,11 @@ class Simulator:
         observations, reward, _, _ = self.env.step(action)
         return self._observation(observations), float(reward)
 
+    def play(self, actions: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The steps of (T, A) actions, T at least 1: the last observation (O,) and all rewards (T,)."""
+        outcomes = [self.step(action) for action in actions]
+        return outcomes[-1][0], np.array([reward for _, reward in outcomes])
+
     def save(self, state: NDArray[np.float64]) -> None:
         """Write all that the episode carries on into `state`, (state_size,) float64."""
         end = self.physics_size

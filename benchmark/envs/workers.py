@@ -92,8 +92,7 @@ class SimulatorPool:
         after = states.copy()
         for row in range(count):
             simulator = self.load(states[row])
-            for step in range(steps[row]):
-                observations[row], rewards[row, step] = simulator.step(actions[row, step])
+            observations[row], rewards[row, : steps[row]] = simulator.play(actions[row, : steps[row]])
             simulator.save(after[row, 1:])
         return Steps(observations, rewards, steps, after)
 
