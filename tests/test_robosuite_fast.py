@@ -20,6 +20,8 @@ from benchmark.data.manipulation_scripts import SCRIPTS, STYLES
 from benchmark.envs.robosuite import STEPPING_VARIABLE, RobosuiteEnv, default_arguments
 from benchmark.envs.robosuite_fast import FastSimulator
 from benchmark.envs.robosuite_simulator import Simulator
+from benchmark.speed.measuring import Sizes
+from benchmark.speed.robosuite import AIMS, PHYSICS_AIM, OurBlocks, PhysicsBlocks, StockBlocks, robosuite_of
 
 ROOT = Path(__file__).parents[1]
 ONE = np.array([0])
@@ -186,3 +188,27 @@ def test_pictures_of_a_running_episode_are_the_same_and_change_nothing() -> None
     if "cannot be rendered on this machine" in done.stderr:
         pytest.skip("no EGL on this machine")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("task", ["can", "transport"])
+def test_speed_compares_the_same_trajectory(task: str) -> None:
+    """Our environment and the physics alone end every block where stock robosuite does."""
+    env = RobosuiteEnv(task, 1, 4)
+    actions = np.stack(np.split(action_sequences(16, env.action_dim)[0], 2))
+    stock = StockBlocks(task, actions)
+    physics, ours = PhysicsBlocks(stock), OurBlocks(env, actions)
+    for _, _, _, states in physics.recorded:
+        assert [contender.run() for contender in (stock, physics, ours)] == [8, 8, 8]
+        expected = stock.simulator.simulation_state()
+        np.testing.assert_array_equal(states[0, -1, : len(expected)], expected)
+        np.testing.assert_array_equal(env.state_dict()["states"][0, 1 : 1 + len(expected)], expected)
+
+
+def test_speed_measures_ours_stock_and_the_physics_alone() -> None:
+    rows = robosuite_of("lift", Sizes(repeats=2, robosuite_chunks=1))
+    assert [row.name for row in rows] == ["lift, ours", "lift, stock", "lift, physics alone"]
+    assert all(len(row.samples) == 2 and min(row.samples) > 0 for row in rows)
+    assert [(figure.name, figure.aim) for figure in rows[0].figures] == [
+        ("x stock", AIMS["lift"]),
+        ("x physics alone", PHYSICS_AIM),
+    ]
