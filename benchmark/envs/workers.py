@@ -86,7 +86,7 @@ class SimulatorPool:
     def step(self, states: NDArray[np.float64], actions: NDArray[np.float32], remaining: NDArray[np.int64]) -> Steps:
         """Execute (n, H, A) actions from (n, S) states, in each row at most `remaining` (n,), at least 1, of them."""
         count, horizon, _ = actions.shape
-        observations = np.empty((count, self.sizes().observation))
+        observations = np.empty((count, self._simulator(0).observation_size))
         rewards = np.zeros((count, horizon))
         steps = np.minimum(remaining, horizon)
         after = states.copy()
