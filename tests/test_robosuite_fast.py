@@ -104,12 +104,14 @@ def changed_controller(**changes: Any) -> dict[str, Any]:
     return arguments
 
 
-def changed_robot(**changes: Any) -> dict[str, Any]:
-    arguments = default_arguments("lift")
+def changed_robot(task: str = "lift", **changes: Any) -> dict[str, Any]:
+    arguments = default_arguments(task)
     arguments["env_kwargs"].update(changes)
     return arguments
 
 
+LIMITS = [[-0.05, -0.01, 0.95], [0.05, 0.01, 1.0]]
+MIXED = {"robots": ["Panda", "UR5e"], "gripper_types": "PandaGripper"}
 NARROW = {"output_max": [0.02, 0.03, 0.04, 0.1, 0.2, 0.3], "output_min": [-0.04, -0.03, -0.02, -0.3, -0.2, -0.1]}
 
 
@@ -135,22 +137,25 @@ def test_other_controllers_and_robots_are_robosuites_bits(arguments: dict[str, A
 
 
 @pytest.mark.parametrize(
-    ("arguments", "reason"),
+    ("task", "arguments", "reason"),
     [
-        (changed_controller(uncouple_pos_ori=False), "a controller other than OSC_POSE with relative goals"),
-        (changed_controller(control_delta=False), "a controller other than OSC_POSE with relative goals"),
-        (changed_controller(position_limits=[[-0.05, -0.01, 0.95], [0.05, 0.01, 1.0]]), "uncoupled, without limits"),
-        (changed_robot(gripper_types="RethinkGripper"), "SingleArm, RethinkGripper, OperationalSpaceController"),
+        ("lift", changed_controller(uncouple_pos_ori=False), "a controller other than OSC_POSE with relative goals"),
+        ("lift", changed_controller(control_delta=False), "a controller other than OSC_POSE with relative goals"),
+        ("lift", changed_controller(position_limits=LIMITS), "uncoupled, without limits"),
+        ("lift", changed_robot(gripper_types="RethinkGripper"), "SingleArm, RethinkGripper, Operational"),
+        ("transport", changed_robot("transport", **MIXED), "arms with different numbers of joints"),
     ],
-    ids=["coupled", "absolute", "limited", "gripper"],
+    ids=["coupled", "absolute", "limited", "gripper", "mixed arms"],
 )
-def test_what_is_not_covered_is_stepped_by_robosuite_and_said(arguments: dict[str, Any], reason: str) -> None:
-    with pytest.warns(UserWarning, match=f"task 'lift' is stepped by robosuite's own code because of .*{reason}"):
-        env = RobosuiteEnv("lift", 1, 4, arguments=arguments)
+def test_what_is_not_covered_is_stepped_by_robosuite_and_said(
+    task: str, arguments: dict[str, Any], reason: str
+) -> None:
+    with pytest.warns(UserWarning, match=f"task '{task}' is stepped by robosuite's own, slower code .*{reason}"):
+        env = RobosuiteEnv(task, 1, 4, arguments=arguments)
     assert type(simulator_of(env)) is Simulator
-    stock = Stock("lift", 0, arguments)
+    stock = Stock(task, 0, arguments)
     np.testing.assert_array_equal(env.reset(ONE, ONE)[0], stock.start)
-    actions = action_sequences(4, 7)[0]
+    actions = action_sequences(4, env.action_dim)[0]
     np.testing.assert_array_equal(env.step(ONE, actions[None]).observations[0], stock.run(actions)[0][-1])
 
 

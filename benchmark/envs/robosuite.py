@@ -37,7 +37,7 @@ _NO_EPISODE = -1.0  # as the model of a row
 
 
 class RobosuiteEnv(VectorEnv):
-    """A batch of one robomimic task: same seeds and actions give stock robosuite's bits, four to six times faster.
+    """A batch of one robomimic task: same seeds and actions give stock robosuite's bits, about five times faster.
 
     Observations are the values of `OBSERVATION_KEYS` one after another (m, rad, unit quaternions x-y-z-w): 19 numbers
     for lift, 23 for can and square, 59 for transport. Actions are per arm a translation, a rotation vector (scaled to
@@ -58,7 +58,8 @@ class RobosuiteEnv(VectorEnv):
             one can be loaded into the other. None means what the variable OTPR_BENCH_ROBOSUITE says, or else 'fast'.
 
     Warns:
-        UserWarning: the arguments name a robot, gripper or controller that only robosuite's own code steps.
+        UserWarning: the arguments name a gripper or controller that only robosuite's own code steps, whatever
+            `stepping` says: all but PandaGripper and OSC_POSE with relative goals, uncoupled and without limits.
 
     Raises:
         ValueError: for an unknown task or stepping, a size below 1, bad arguments, or without robosuite 1.4.1.
@@ -95,8 +96,8 @@ class RobosuiteEnv(VectorEnv):
             if got != expected:
                 raise ValueError(f"arguments of task {task!r} give {name} of {got} numbers, not {expected}")
         if sizes.why_stock and not stock:
-            reason = f"{sizes.why_stock}: four to six times slower"
-            warnings.warn(f"task {task!r} is stepped by robosuite's own code because of {reason}", stacklevel=2)
+            message = f"task {task!r} is stepped by robosuite's own, slower code because of {sizes.why_stock}"
+            warnings.warn(message, stacklevel=2)
         self._states = np.full((num_envs, sizes.state), _NO_EPISODE)
         self._elapsed = np.zeros(num_envs, dtype=np.int64)
         self._ended = np.ones(num_envs, dtype=np.bool_)

@@ -1,9 +1,10 @@
-"""robosuite's tasks at four to six times the speed of stock robosuite 1.4.1, to the last bit the same.
+"""robosuite's tasks without the redundant work of stock robosuite 1.4.1, to the last bit the same.
 
-The physics runs on a copy of the model without what is only seen; the 25 physics steps of an environment step and the
-controllers between them are compiled (`robosuite_native`), goals are set by robosuite's own controller, observations
-and rewards are read once (`robosuite_scenes`). Resets, and an episode's first step, whose controller reads a state from
-before the reset, are stock robosuite's.
+The physics runs on a copy of the model without what is only seen and without sensors; the 25 physics steps of an
+environment step and the controllers between them are compiled (`robosuite_native`); actions are converted by
+robosuite's own functions, rewards read once a step and observations once a chunk (`robosuite_scenes`). Resets, and an
+episode's first step, whose controller reads a state from before the reset, are stock robosuite's. What is not covered
+(`why_stock`) stays with stock robosuite. results/speed/robosuite.md has what it gains.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -32,6 +33,8 @@ def why_stock(env: Any) -> str:
     option = env.sim.model._model.opt
     if option.integrator != mujoco.mjtIntegrator.mjINT_EULER or env.sim.model._model.na > 0:
         return "an integrator other than Euler's, or actuators with states of their own"
+    if len({len(robot.robot_joints) for robot in env.robots}) > 1:
+        return "arms with different numbers of joints"
     for robot in env.robots:
         controller = robot.controller
         kinds = type(robot).__name__, type(robot.gripper).__name__, type(controller).__name__

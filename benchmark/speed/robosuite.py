@@ -14,7 +14,7 @@ import numpy as np
 from mujoco.rollout import Rollout as NativeRollout
 from numpy.typing import NDArray
 
-from benchmark.envs import ROBOSUITE, VectorEnv, make_env
+from benchmark.envs import ROBOSUITE, VectorEnv
 from benchmark.speed.measuring import Figure, Row, Sizes, measure, ratio
 from benchmark.speed.physics import ACTION_HORIZON
 
@@ -57,19 +57,23 @@ class PhysicsBlocks:
         self.data, self.pool = mujoco.MjData(self.model), NativeRollout(nthread=0)
         self.steps = stock.actions.shape[1]
         simulation: Any = stock.simulator.env.sim
+        step, controls = simulation.step, []
+
+        def record_controls() -> None:
+            controls.append(data.ctrl.copy())
+            step()
+
+        simulation.step = record_controls
         self.recorded = []
         for _ in stock.actions:
-            start, controls = np.empty(mujoco.mj_stateSize(self.model, _FULL_PHYSICS)), []
-            mujoco.mj_getState(self.model, data, start, _FULL_PHYSICS)
-            warm_start = data.qacc_warmstart.copy()
-            simulation.step = lambda controls=controls: (
-                controls.append(data.ctrl.copy()),
-                type(simulation).step(simulation),
-            )
+            start = np.empty((1, mujoco.mj_stateSize(self.model, _FULL_PHYSICS)))
+            mujoco.mj_getState(self.model, data, start[0], _FULL_PHYSICS)
+            warm_start = data.qacc_warmstart[None].copy()
+            controls.clear()
             stock.run()
-            states = np.empty((1, len(controls), len(start)))
-            self.recorded.append((start[None], np.array(controls)[None], warm_start[None], states))
-        del simulation.step
+            states = np.empty((1, len(controls), start.shape[1]))
+            self.recorded.append((start, np.stack(controls)[None], warm_start, states))
+        simulation.step = step
         stock.start()
         self.blocks = iter(self.recorded)
 
@@ -105,7 +109,9 @@ def robosuite_of(name: str, sizes: Sizes) -> list[Row]:
     """One task under uniform random actions: each turn is the next block of one long episode, the same for all."""
     blocks, steps = 1 + sizes.repeats, sizes.robosuite_chunks * ACTION_HORIZON
     try:
-        env = make_env(name, 1, ACTION_HORIZON, max_episode_steps=blocks * steps)
+        from benchmark.envs.robosuite import RobosuiteEnv
+
+        env = RobosuiteEnv(name, 1, ACTION_HORIZON, max_episode_steps=blocks * steps, stepping="fast")
     except ValueError as error:
         return [Row("robosuite", name, "env steps/s", [], note=f"not available: {error}")]
     with closing(env):
