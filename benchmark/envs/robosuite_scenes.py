@@ -16,7 +16,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-_XYZW = [1, 2, 3, 0]  # places in MuJoCo's quaternions
+_XYZW = np.array([1, 2, 3, 0])  # places in MuJoCo's quaternions
 _ARM = 9  # numbers that an arm observes
 _REACH = 0.6  # robosuite counts an object as placed once the hand has left it: 1 - tanh(10 distance) below this
 
@@ -33,7 +33,7 @@ class Scene:
         self.env, self.data = env, data
         self.sites = [robot.eef_site_id for robot in env.robots]
         self.hands = [env.sim.model.body_name2id(robot.robot_model.eef_name) for robot in env.robots]
-        self.fingers = [robot._ref_gripper_joint_pos_indexes for robot in env.robots]
+        self.fingers = [np.array(robot._ref_gripper_joint_pos_indexes) for robot in env.robots]
         self.first = _ARM * len(env.robots)  # of the numbers about objects
 
     def observe(self, out: NDArray[np.float64]) -> None:
