@@ -24,7 +24,8 @@ from test_runs import results
 
 from benchmark.launch import cluster
 from benchmark.launch.execute import execute
-from benchmark.launch.slurm import FOLDER, SlurmOptions, Sweep
+from benchmark.launch.slurm import FOLDER, SlurmOptions
+from benchmark.launch.sweep import Sweep
 from benchmark.plan import PlannedRun, plan_runs, prepare
 from benchmark.run import Arguments, main
 from benchmark.store import RunPaths, read_json, run_paths
@@ -268,28 +269,29 @@ SUBMITTER = """
 import os, signal, sys
 sys.path[:0] = [".", "tests"]
 from pathlib import Path
-from benchmark.launch import slurm
+from benchmark.launch import sweep
+from benchmark.launch.slurm import SlurmOptions
 from test_slurm import planned
 out, moment, count = Path(sys.argv[1]), sys.argv[2], 0
 if moment == "after sbatch":  # the second writing of plan.json tells the id
-    write = slurm.write_json
+    write = sweep.write_json
     def write_json(path, value):
         if "job_id" in value:
             os.kill(os.getpid(), signal.SIGKILL)
         write(path, value)
-    slurm.write_json = write_json
+    sweep.write_json = write_json
 elif moment == "between two":
-    submit = slurm.Sweep._submit_array
+    submit = sweep.Sweep._submit_array
     def submit_array(self, *arguments):
         if list(self.folder.glob("*/plan.json")):
             os.kill(os.getpid(), signal.SIGKILL)
         return submit(self, *arguments)
-    slurm.Sweep._submit_array = submit_array
-    slurm.cluster.array_cap = lambda: 1
+    sweep.Sweep._submit_array = submit_array
+    sweep.cluster.array_cap = lambda: 1
 runs = planned(out, [0, 1])
-sweep = slurm.Sweep(out, runs, slurm.SlurmOptions())
-print(sweep.submit(runs), flush=True)
-sweep.follow(lambda: None)
+made = sweep.Sweep(out, runs, SlurmOptions())
+print(made.submit(runs), flush=True)
+made.follow(lambda: None)
 """
 
 
