@@ -26,8 +26,10 @@ from benchmark.spec import RunSpec
 from benchmark.store import (
     CURVE_COLUMNS,
     RULE_COLUMNS,
+    Guard,
     RunPaths,
     load_latest_checkpoint,
+    nothing,
     read_json,
     save_checkpoint,
     write_rows,
@@ -235,8 +237,8 @@ class Trainer:
         )
         return played.row(self.task, self.spec.loop.success_rule)
 
-    def save(self, paths: RunPaths, last: bool = False) -> None:
-        """Write the checkpoint; `last` says that no further one follows."""
+    def save(self, paths: RunPaths, last: bool = False, guard: Guard = nothing) -> None:
+        """Write the checkpoint; `last` says that no further one follows, `guard` may prevent it."""
         state = {
             "digest": self.spec.digest,
             "iteration": self.iteration,
@@ -247,14 +249,14 @@ class Trainer:
             "collector": self.collector.state_dict(),
             "method": self.method.state_dict(),
         }
-        save_checkpoint(paths, state, last)
+        save_checkpoint(paths, state, last, guard)
 
-    def record(self, paths: RunPaths) -> None:
-        """Write `curve.csv`, `metrics.csv` and, where asked for, `evaluations.csv`."""
-        write_rows(paths.curve, self.curve, CURVE_COLUMNS)
+    def record(self, paths: RunPaths, guard: Guard = nothing) -> None:
+        """Write `curve.csv`, `metrics.csv` and, where asked for, `evaluations.csv`; `guard` may prevent it."""
+        write_rows(paths.curve, self.curve, CURVE_COLUMNS, guard)
         if self.rule_rows:
-            write_rows(paths.evaluations, self.rule_rows, RULE_COLUMNS)
-        write_rows(paths.metrics, self.metrics, ("iteration", "env_steps"))
+            write_rows(paths.evaluations, self.rule_rows, RULE_COLUMNS, guard)
+        write_rows(paths.metrics, self.metrics, ("iteration", "env_steps"), guard)
 
     def restore(self, paths: RunPaths) -> None:
         """Continue from the checkpoint, if there is one.

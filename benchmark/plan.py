@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from benchmark.launch.lease import Lease, RunBusy
+from benchmark.launch.lease import Lease, RunBusy, last_status
 from benchmark.methods import ARMS, get_arm, uses_demonstrations
 from benchmark.spec import RunSpec, make_spec
-from benchmark.store import RunPaths, read_json, run_paths, write_json
+from benchmark.store import ENDED, RunPaths, read_json, read_status, run_paths, write_json
 from benchmark.suites import Suite, load_suite, parse_seeds
 from benchmark.tasks import get_task
 
@@ -164,7 +164,7 @@ def plan_runs(specs: Sequence[RunSpec], out: Path) -> list[PlannedRun]:
             held = RunSpec.from_dict(read_json(paths.spec))
             if held.digest != spec.digest:
                 raise ValueError(f"{paths.root} holds a run with other settings: {difference(held, spec)}")
-            state = read_json(paths.status).get("state", "queued") if paths.status.exists() else "queued"
+            state = read_status(paths).get("state", "queued")
         planned.append(PlannedRun(spec, paths, state))
     return planned
 
@@ -201,7 +201,9 @@ def check_writable(out: Path) -> None:
 
 
 def prepare(run: PlannedRun) -> None:
-    """Write the spec, unless an equal one is there, and the state ``queued``, unless a process executes the run.
+    """Write the spec, unless an equal one is there, and the state ``queued``.
+
+    A run that another process executes stays as it is, and so does one that has ended since it was planned.
 
     Raises:
         OSError: the run's directory cannot be written.
@@ -209,9 +211,11 @@ def prepare(run: PlannedRun) -> None:
     if not run.paths.spec.exists():
         write_json(run.paths.spec, run.spec.as_dict())
     try:
-        with Lease(run.paths.lock):
-            status = read_json(run.paths.status) if run.paths.status.exists() else {}
-            if status.get("state") in ("failed", "diverged", "timed-out"):  # asked for again: its attempts count anew
+        with Lease(run.paths.lock) as lease:
+            status = last_status(run.paths, lease)
+            if status.get("state") in ENDED and (status["state"] == "done" or status["state"] != run.state):
+                return
+            if status.get("state") in ENDED:  # asked for again: its attempts count anew
                 status = {
                     key: value for key, value in status.items() if key not in ("fruitless_attempts", "checkpointed")
                 }

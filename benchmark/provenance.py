@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,11 @@ import torch
 
 from benchmark.store import read_json, write_json
 
-PACKAGES = ("torch", "numpy", "mujoco", "gymnasium", "numba", "scipy", "pot", "rliable", "pandas")
+PACKAGES = (
+    "torch", "numpy", "mujoco", "gymnasium", "gymnasium-robotics", "robosuite", "numba", "scipy", "pot", "rliable",
+    "pandas", "submitit",
+)  # fmt: skip
+COMMAND = "OTPR_BENCH_COMMAND"  # environment variable with the user's command, where this process has another
 
 
 def collect_provenance() -> dict[str, Any]:
@@ -28,9 +33,14 @@ def collect_provenance() -> dict[str, Any]:
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": shlex.split(os.environ.get(COMMAND, "")) or own_command(),
         "slurm": {key: value for key, value in os.environ.items() if key.startswith("SLURM_JOB") and "PATH" not in key},
     }
+
+
+def own_command() -> list[str]:
+    """The command line of this process, without the folder of its program."""
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]
 
 
 def add_attempt(path: Path, attempt: dict[str, Any]) -> None:
@@ -68,15 +78,15 @@ def cpu_model() -> str:
 def git_state(folder: Path) -> dict[str, str | None]:
     """Commit and, where files differ from it, the SHA-256 of the difference; None outside a checkout."""
 
-    def git(*arguments: str) -> str | None:
+    def git(*arguments: str) -> bytes | None:
         try:
-            result = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
+            result = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, check=True)
         except (OSError, subprocess.CalledProcessError):
             return None
         return result.stdout
 
     commit, difference = git("rev-parse", "HEAD"), git("diff", "HEAD")
     return {
-        "commit": commit.strip() if commit else None,
-        "dirty": hashlib.sha256(difference.encode()).hexdigest() if difference else None,
+        "commit": commit.decode().strip() if commit else None,
+        "dirty": hashlib.sha256(difference).hexdigest() if difference else None,
     }

@@ -24,7 +24,6 @@ import tyro
 
 from benchmark.data.access import data_present, missing_data_message
 from benchmark.describe import describe, describe_data, describe_jobs
-from benchmark.launch.execute import ENDED
 from benchmark.launch.launcher import Launch, choose_launcher
 from benchmark.launch.slurm import SlurmOptions
 from benchmark.plan import (
@@ -41,7 +40,7 @@ from benchmark.pretrain import ensure_policy
 from benchmark.report import write_report
 from benchmark.spec import RunSpec
 from benchmark.status import ProgressPrinter
-from benchmark.store import read_json
+from benchmark.store import ENDED, read_json, read_status
 from benchmark.suites import Suite, load_suite
 from benchmark.tasks import get_task
 
@@ -89,16 +88,17 @@ def main(arguments: Arguments) -> int:
         launcher = choose_launcher(arguments.launcher, arguments.slurm)
         runs, out = plan(arguments, launcher)
         launch = Launch(launcher, arguments.slurm, arguments.max_parallel, out)
-        launch.check(select_pending(runs, arguments.retry_failed))
+        pending = select_pending(runs, arguments.retry_failed)
+        launch.check(pending)
+        jobs = launch.jobs(pending) if launcher == "slurm" else []
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if experiment:
         return run_experiment(experiment, out, arguments.dry_run)
-    pending = select_pending(runs, arguments.retry_failed)
     print(describe(runs, pending, out))
-    if launcher == "slurm":
-        print(describe_jobs(launch.jobs(pending), arguments.slurm, out, arguments.max_parallel, arguments.dry_run))
+    if jobs:
+        print(describe_jobs(jobs, arguments.slurm, out, arguments.max_parallel, arguments.dry_run))
     if arguments.dry_run:
         print(describe_data(runs))
         return 0
@@ -124,12 +124,12 @@ def carry_out(arguments: Arguments, launch: Launch, runs: list[PlannedRun], out:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if arguments.slurm.detach:
-        print(f"submitted; see python -m benchmark.status --out {out}; the same command without --detach follows it")
-        return 1
-    unfinished = finish(runs, out) if runs else 0
     if waiting:
         print(f"{len(waiting)} runs wait for data.\n{missing_data_message(tasks_of(waiting))}", file=sys.stderr)
+    if arguments.slurm.detach and select_pending(runs, arguments.retry_failed):
+        print(f"see python -m benchmark.status --out {out}; the same command without --detach follows the jobs")
+        return 1
+    unfinished = finish(runs, out) if runs else 0
     return 1 if unfinished or waiting else 0
 
 
@@ -213,6 +213,9 @@ def plan(arguments: Arguments, launcher: str) -> tuple[list[PlannedRun], Path]:
     if arguments.from_spec is not None:
         if arguments.out is None:
             raise ValueError("--from-spec needs --out DIR")
+        for name in ("methods", "tasks", "seeds", "set", "device"):
+            if getattr(arguments, name) != getattr(Arguments, name):
+                raise ValueError(f"--from-spec repeats a run as it is, and takes no --{name}")
         return plan_runs([RunSpec.from_dict(read_json(arguments.from_spec))], arguments.out), arguments.out
     gpus = arguments.slurm.gpus if arguments.slurm.gpus is not None else int(arguments.device == "cuda")
     device = resolve_device(arguments.device, gpus if launcher == "slurm" else None)
@@ -231,7 +234,7 @@ def finish(runs: list[PlannedRun], out: Path) -> int:
         print(f"no report: {error}", file=sys.stderr)
     unfinished = 0
     for run in runs:
-        status = read_json(run.paths.status) if run.paths.status.exists() else {"state": "queued"}
+        status = {"state": "queued"} | read_status(run.paths)
         if status["state"] != "done":
             unfinished += 1
             print(f"{run.paths.root}: {status['state']}: {status.get('error')}", file=sys.stderr)

@@ -20,6 +20,7 @@ from typing import Any
 import tyro
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from benchmark.launch.lease import STALE_SECONDS
@@ -53,6 +54,7 @@ def read_status(paths: RunPaths) -> dict[str, Any]:
     if row["state"] == "running":
         silent = time.time() - max(row.get("heartbeat", 0.0), _heartbeat(paths.lock))
         if silent > STALE_SECONDS:
+            row["silent"] = True
             row["error"] = f"no sign of life for {duration(silent)}; run the same command again to go on"
     return row
 
@@ -87,7 +89,7 @@ def status_table(rows: Sequence[dict[str, Any]]) -> Table:
             f"{row.get('env_steps') or 0:,}",
             "" if score is None else f"{score:.3f}",
             duration(row.get("eta_seconds")) if row["state"] == "running" else "",
-            (row.get("error") or "")[:80],
+            escape((row.get("error") or "")[:80]),
         )
     return table
 
@@ -204,7 +206,7 @@ def main(arguments: Arguments) -> int:
     rows = [read_status(paths) for paths in runs]
     if arguments.watch:
         with Live(overview(rows), refresh_per_second=1) as live:
-            while any(row["state"] in ("running", "queued") for row in rows):
+            while any(row["state"] in ("running", "queued") and not row.get("silent") for row in rows):
                 time.sleep(WATCH_SECONDS)
                 rows = [read_status(paths) for paths in runs]
                 live.update(overview(rows))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import errno
 import io
 import json
 import os
+import time
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,15 @@ CURVE_COLUMNS = (
     "score",
 )
 RULE_COLUMNS = ("iteration", "env_steps", "rule", "episodes", "return_mean", "return_std", "success_rate", "score")
+ENDED = ("done", "failed", "diverged", "timed-out")  # states that only being asked for again leaves
 STATES = ("queued", "running", "done", "failed", "diverged", "timed-out", "cancelled")
+
+
+Guard = Callable[[], None]
+
+
+def nothing() -> None:
+    """The guard of files that only one process ever writes."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +91,12 @@ class RunPaths:
         """Held by the process that executes the run."""
         return self.root / "run.lock"
 
+    def remove_leftovers(self) -> None:
+        """Delete what processes that were killed while writing left; only for the holder of the lease."""
+        for path in (self.checkpoint, self.curve, self.metrics, self.evaluations, self.status, self.provenance):
+            for leftover in self.root.glob(f".{path.name}.*.tmp"):
+                leftover.unlink(missing_ok=True)
+
     @property
     def log(self) -> Path:
         """Output of the process that executes the run."""
@@ -91,11 +108,12 @@ def run_paths(out: Path, task: str, method: str, seed: int) -> RunPaths:
     return RunPaths(out / task / method / f"seed-{seed}")
 
 
-def write_bytes(path: Path, content: bytes | memoryview, keep: Path | None = None) -> None:
+def write_bytes(path: Path, content: bytes | memoryview, keep: Path | None = None, guard: Guard = nothing) -> None:
     """Write through a temporary file of this process in the same directory, flushed to disk, then renamed.
 
     Args:
-        keep: new name of the file that was there, if any.
+        keep: further name for the file that was there, if any.
+        guard: called before the renaming, which it prevents by raising.
 
     Raises:
         OSError: as the file system says; the old content is then untouched.
@@ -107,16 +125,27 @@ def write_bytes(path: Path, content: bytes | memoryview, keep: Path | None = Non
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        guard()
         if keep is not None and path.exists():
-            os.replace(path, keep)
+            with contextlib.suppress(FileNotFoundError):
+                keep.unlink()
+            _link(path, keep)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
+def _link(path: Path, name: Path) -> None:
+    """A further name for a file; its new one where the file system knows no hard links."""
+    try:
+        os.link(path, name)
+    except OSError:
+        os.replace(path, name)
+
+
+def write_text(path: Path, text: str, guard: Guard = nothing) -> None:
     """`write_bytes` of UTF-8 text."""
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(), guard=guard)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -153,7 +182,22 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Iterable[str] = ()) -> None:
+def read_status(paths: RunPaths) -> dict[str, Any]:
+    """A run's `status.json`, empty where there is none; state ``unknown`` where it stays unreadable for a moment.
+
+    It may be just being replaced on another machine of a shared file system.
+    """
+    for wait in (0.2, 0.0):
+        try:
+            return read_json(paths.status) if paths.status.exists() else {}
+        except ValueError:
+            time.sleep(wait)
+    return {"state": "unknown"}
+
+
+def write_rows(
+    path: Path, rows: Sequence[Mapping[str, Any]], columns: Iterable[str] = (), guard: Guard = nothing
+) -> None:
     """Write rows as CSV: `columns` first, then whatever else the rows hold, in order of appearance; gaps stay empty."""
     header = dict.fromkeys(columns)
     for row in rows:
@@ -162,21 +206,22 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Iterable[
     writer = csv.DictWriter(text, fieldnames=list(header), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(path, text.getvalue())
+    write_text(path, text.getvalue(), guard)
 
 
-def save_checkpoint(paths: RunPaths, state: dict[str, Any], last: bool = False) -> None:
+def save_checkpoint(paths: RunPaths, state: dict[str, Any], last: bool = False, guard: Guard = nothing) -> None:
     """Save a state of tensors and plain values, atomically; the checkpoint before it is kept beside it.
 
     Args:
         last: no further one follows, so that the one before is no longer needed.
+        guard: see `write_bytes`.
 
     Raises:
         OSError: as the file system says; the old checkpoints are then untouched.
     """
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_bytes(paths.checkpoint, buffer.getbuffer(), paths.previous_checkpoint)
+    write_bytes(paths.checkpoint, buffer.getbuffer(), paths.previous_checkpoint, guard)
     if last:
         paths.previous_checkpoint.unlink(missing_ok=True)
 
@@ -186,6 +231,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         ValueError: truncated, damaged, or not a checkpoint.
+        OSError, MemoryError: it could not be read, which says nothing about it.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -194,6 +240,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             raise ValueError(f"checksum of {damaged}")
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno != errno.EINVAL):
+            raise
         raise ValueError(f"{path}: unreadable checkpoint ({type(error).__name__}); delete it to start over") from error
 
 
@@ -206,6 +254,8 @@ def load_latest_checkpoint(paths: RunPaths) -> dict[str, Any] | None:
     last, previous = paths.checkpoint, paths.previous_checkpoint
     if not previous.exists():
         return load_checkpoint(last) if last.exists() else None
+    if not last.exists():  # killed between two renamings
+        return load_checkpoint(previous)
     try:
         return load_checkpoint(last)
     except ValueError as error:

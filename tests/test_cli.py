@@ -165,3 +165,15 @@ def test_off_policy_methods_take_equal_gradient_steps_in_short_budgets() -> None
 def test_seed_ranges() -> None:
     assert parse_seeds("3") == [0, 1, 2] and parse_seeds("2-4") == [2, 3, 4]
     assert set(ARMS) >= {"otpr", "dppo", "idql", "dql", "dql-dppo", "frozen"}
+
+
+def test_status_shows_brackets_as_they_are_and_who_shows_no_sign_of_life(tmp_path: Path, capsys) -> None:
+    root = tmp_path / "toy" / "frozen" / "seed-0"
+    write_json(root / "spec.json", {})
+    write_json(root / "status.json", {"state": "failed", "error": "OSError: cannot open [/data/x]"})
+    write_json(tmp_path / "toy" / "frozen" / "seed-1" / "spec.json", {})
+    write_json(tmp_path / "toy" / "frozen" / "seed-1" / "status.json", {"state": "running", "heartbeat": 1.0})
+    assert status.main(status.Arguments(out=tmp_path)) == 1
+    shown = capsys.readouterr().out
+    assert "cannot open [/data/x]" in shown and "no sign of life for" in shown
+    assert status.main(status.Arguments(out=tmp_path, watch=True)) == 1  # it does not wait for the dead

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -19,10 +20,11 @@ from test_runs import results
 
 from benchmark import store
 from benchmark.finetune import EXPLODED_Q, Trainer
-from benchmark.launch import local
+from benchmark.launch import lease, local
 from benchmark.launch.execute import Stop, execute
+from benchmark.launch.lease import LeaseLost
 from benchmark.launch.local import Pool, last_line
-from benchmark.plan import PlannedRun, prepare
+from benchmark.plan import PlannedRun, plan_runs, prepare
 from benchmark.store import RunPaths, load_latest_checkpoint, read_json, run_paths, write_json
 
 LONG = {"iterations": 4000}  # never done while a test looks on
@@ -114,7 +116,7 @@ def test_a_full_disk_is_a_state_and_the_run_goes_on_when_there_is_space(
         trainer.save(run.paths)
         write, filler = store.write_bytes, disk / "filler"
 
-        def fill_first(path: Path, content: bytes, keep: Path | None = None) -> None:
+        def fill_first(path: Path, content: bytes, *arguments, **more) -> None:
             """The disk is full from the first write of the file in question on."""
             if path.name == file and not filler.exists():
                 with filler.open("wb") as stream:
@@ -124,7 +126,7 @@ def test_a_full_disk_is_a_state_and_the_run_goes_on_when_there_is_space(
                             stream.flush()
                     except OSError:
                         pass
-            write(path, content, keep)
+            write(path, content, *arguments, **more)
 
         checkpoint = run.paths.checkpoint.read_bytes()
         with monkeypatch.context() as patch:
@@ -238,28 +240,99 @@ def test_a_run_stops_when_its_launcher_is_killed_and_another_pool_waits_for_it(p
     assert run.paths.checkpoint.exists()
 
 
+def hang(root: Path, *_: object) -> None:
+    """An attempt whose first iteration does not end, and that is alive all the while."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lease, "HEARTBEAT_SECONDS", 0.1)
+        patch.setattr(Trainer, "advance", lambda self: time.sleep(60))
+        execute(root, time_limit=2.0)
+
+
 def test_two_attempts_without_a_checkpoint_under_a_time_limit_are_the_end(prepared) -> None:
-    run, limit = prepared("idql"), 60.0
-    for attempt in range(3):
-        status = read_json(run.paths.status)
-        died = {"state": "running", "checkpointed": False, "started": 1000.0, "heartbeat": 1055.0}
-        write_json(run.paths.status, status | (died if attempt else {}))
-        if attempt < 2:
-            with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-                patch.setattr(Trainer, "advance", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
-                execute(run.paths.root, time_limit=limit)
-    assert execute(run.paths.root, time_limit=limit) == "timed-out"
+    run, context = prepared("idql"), multiprocessing.get_context("fork")
+    for attempt in (1, 2):
+        process = context.Process(target=hang, args=(run.paths.root,))
+        process.start()
+        wait_until(lambda expected=attempt: read_json(run.paths.status).get("attempt") == expected)
+        time.sleep(2.0)
+        process.kill()  # as SLURM does at the limit: nothing more is written
+        process.join()
+    assert execute(run.paths.root, time_limit=2.0) == "timed-out"
     error = read_json(run.paths.status)["error"]
-    assert "an iteration takes more than 60 s" in error and "--time 3" in error
+    assert "an iteration takes more than 2 s" in error and "--time " in error
     assert execute(run.paths.root, time_limit=600.0) == "timed-out"
-    prepare(run)  # as --retry-failed does
+    (again,) = plan_runs([run.spec], run.paths.root.parents[2])
+    prepare(again)  # as --retry-failed does
     assert execute(run.paths.root, time_limit=600.0) == "done"
+
+
+def test_a_run_that_ended_after_it_was_planned_is_not_started_again(prepared) -> None:
+    for state in ("done", "diverged"):
+        run = prepared("frozen", state)
+        (planned,) = plan_runs([run.spec], run.paths.root.parents[2])
+        write_json(run.paths.status, {"state": state})  # by another call
+        prepare(planned)
+        assert read_json(run.paths.status)["state"] == state
+
+
+def test_a_process_that_lost_its_run_does_not_write(prepared) -> None:
+    run = prepared("idql")
+    half_done(run)
+    before = {path.name: path.read_bytes() for path in run.paths.root.iterdir()}
+
+    def lost() -> None:
+        raise LeaseLost("taken over")
+
+    trainer = Trainer(run.spec)
+    trainer.advance()
+    for write in (lambda: trainer.save(run.paths, guard=lost), lambda: trainer.record(run.paths, lost)):
+        with pytest.raises(LeaseLost):
+            write()
+    assert {path.name: path.read_bytes() for path in run.paths.root.iterdir()} == before
+
+
+def test_what_killed_writers_left_is_removed(prepared) -> None:
+    run = prepared("frozen")
+    leftover = run.paths.root / ".checkpoint.pt.4711.tmp"
+    leftover.write_bytes(b"half a checkpoint")
+    assert execute(run.paths.root) == "done"
+    assert not leftover.exists()
+
+
+def test_a_checkpoint_that_cannot_be_read_just_now_is_not_called_damaged(
+    prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = prepared("idql")
+    half_done(run)
+
+    def stale(*_: object, **__: object) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.zipfile, "ZipFile", stale)
+        assert execute(run.paths.root) == "cancelled"
+    assert "Stale file handle" in read_json(run.paths.status)["error"]
+    assert run.paths.checkpoint.exists() and execute(run.paths.root) == "done"
+
+
+def test_a_damaged_status_stops_nobody_else(prepared) -> None:
+    bad, good = prepared("dppo"), prepared("frozen")
+    bad.paths.status.write_text("{half")
+    assert [run.state for run in plan_runs([bad.spec, good.spec], bad.paths.root.parents[2])] == ["unknown", "queued"]
+
+    def sometimes(root: Path, *arguments) -> object:
+        return crash(root) if root == bad.paths.root else execute(root, *arguments)
+
+    with children_execute(sometimes):
+        Pool(1, lambda: None).run([bad.paths.root, good.paths.root])
+    assert read_json(bad.paths.status)["state"] == "failed"
+    assert read_json(good.paths.status)["state"] == "done"
 
 
 def test_short_attempts_do_not_count_against_a_run(prepared) -> None:
     run = prepared("idql")
     for _ in range(5):
-        died = {"state": "running", "checkpointed": False, "started": 1000.0, "heartbeat": 1010.0}
+        died = {"state": "running", "checkpointed": False, "started": time.time() - 10, "heartbeat": time.time()}
         write_json(run.paths.status, read_json(run.paths.status) | died)
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(Trainer, "advance", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))

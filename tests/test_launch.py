@@ -55,7 +55,9 @@ def test_memory_is_read_in_its_units() -> None:
         ({"slurm": SlurmOptions(gpus=-1)}, ["--gpus", "-1"]),
         ({"slurm": SlurmOptions(runs_per_job=0)}, ["--runs-per-job", "0"]),
         ({"slurm": SlurmOptions(sbatch=("--exclusive",))}, ["--sbatch", "KEY=VALUE"]),
+        ({"slurm": SlurmOptions(sbatch=("time=5",))}, ["--sbatch time", "use --time"]),
         ({"max_parallel": 0}, ["--max-parallel", "0"]),
+        ({"from_spec": Path("spec.json"), "suite": None, "seeds": "3"}, ["--from-spec", "--seeds"]),
     ],
     ids=lambda value: "" if isinstance(value, list) else None,
 )
@@ -63,7 +65,7 @@ def test_bad_options_are_one_line_and_exit_2(
     fields: dict, words: list[str], tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))  # no sbatch
-    assert main(Arguments(suite="smoke", out=tmp_path / "out", **fields)) == 2
+    assert main(Arguments(**{"suite": "smoke", "out": tmp_path / "out", **fields})) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and all(word in lines[0] for word in words), lines
     assert not (tmp_path / "out").exists()
@@ -131,12 +133,12 @@ def sweep(runs: list[PlannedRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """One run whose job ended as told, followed by a launcher that only notes what it would submit again."""
 
     def make(job: str, **status: object) -> Sweep:
-        monkeypatch.setattr(cluster, "job_states", lambda: {("otpr-bench-a", 0): (job, "None")} if job else {})
+        monkeypatch.setattr(cluster, "job_states", lambda: {("otpr-bench-a", 0): (job, "7")} if job else {})
         monkeypatch.setattr(cluster, "ended_state", lambda name, index: None)
         run = runs[0]
         prepare(run)
         write_json(run.paths.status, read_json(run.paths.status) | status)
-        plan = {"name": "otpr-bench-a", "created": 1.0, "packs": [[str(run.paths.root.absolute())]],
+        plan = {"name": "otpr-bench-a", "created": 1.0, "job_id": "7", "packs": [[str(run.paths.root.absolute())]],
                 "iterations": {str(run.paths.root.absolute()): 2}}  # fmt: skip
         write_json(tmp_path / slurm.FOLDER / "otpr-bench-a" / "plan.json", plan)
         made = Sweep(tmp_path, [run], SlurmOptions())
@@ -167,7 +169,7 @@ def test_what_was_lost_is_submitted_again(job: str, sweep) -> None:
 @pytest.mark.parametrize("job", ["FAILED", "OUT_OF_MEMORY"])
 def test_a_job_that_broke_is_a_failed_run_with_the_jobs_last_words(job: str, sweep, runs, tmp_path: Path) -> None:
     made = sweep(job, state="running", iteration=3)
-    (tmp_path / slurm.FOLDER / "otpr-bench-a" / "7_0_0_log.err").write_text("slurmstepd: Exceeded job memory limit\n")
+    (tmp_path / slurm.FOLDER / "otpr-bench-a" / "7_0_log.err").write_text("slurmstepd: Exceeded job memory limit\n")
     assert not made.check() and made.again == 0
     status = read_json(runs[0].paths.status)
     assert status["state"] == "failed" and f"ended as {job} (slurmstepd: Exceeded" in status["error"]
@@ -192,6 +194,30 @@ def test_jobs_that_get_nowhere_end_as_failed(sweep, runs) -> None:
     assert read_json(runs[0].paths.status)["state"] == "failed"
 
 
+def test_a_run_stopped_by_a_preemption_goes_on_and_one_that_met_a_full_disk_does_not(sweep) -> None:
+    made = sweep("PREEMPTED", state="queued", iteration=3)
+    assert made.check() and made.again == 1
+    made = sweep("COMPLETED", state="cancelled", iteration=3)
+    assert not made.check() and made.again == 0
+
+
+def test_submissions_that_slurm_refuses_are_not_held_against_the_run(sweep, runs, monkeypatch, capsys) -> None:
+    made = sweep("", state="queued", iteration=2)
+
+    def refuse(runs: list[PlannedRun]) -> list[str]:
+        raise cluster.SlurmError("refused the jobs: Socket timed out")
+
+    monkeypatch.setattr(made, "submit", refuse)
+    (plan,) = made.folder.glob("*/plan.json")
+    content = read_json(plan)
+    del content["job_id"]
+    write_json(plan, content)
+    for _ in range(2 * FRUITLESS_JOBS):
+        assert made.check()
+    assert "refused the jobs: Socket timed out; trying again" in capsys.readouterr().out
+    assert read_json(runs[0].paths.status)["state"] == "queued"
+
+
 def test_no_answer_decides_nothing(sweep, runs, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     made = sweep("TIMEOUT", state="running", iteration=2)
 
@@ -200,7 +226,7 @@ def test_no_answer_decides_nothing(sweep, runs, monkeypatch: pytest.MonkeyPatch,
 
     monkeypatch.setattr(cluster, "job_states", silent)
     assert made.check() and made.again == 0
-    assert "SLURM does not answer, waiting: Unable to contact" in capsys.readouterr().out
+    assert "SLURM: Unable to contact slurm controller; trying again" in capsys.readouterr().out
     assert read_json(runs[0].paths.status)["state"] == "running"
 
 

@@ -31,7 +31,7 @@ def call(*command: str, text: str | None = None) -> str:
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         raise SlurmError("; ".join(lines[:2]) if lines else f"{command[0]} ended with exit status {done.returncode}")
-    return done.stdout + done.stderr
+    return done.stdout
 
 
 def answers() -> bool:
@@ -45,15 +45,18 @@ def answers() -> bool:
 
 
 def job_states() -> dict[tuple[str, int], tuple[str, str]]:
-    """State and reason of every job of this user that the controller remembers, by job name and array index.
+    """State and id of every job of this user that the controller remembers, by job name and array index.
+
+    The id is the array's, where the job is an element of one.
 
     Raises:
         SlurmError: the controller does not answer.
     """
     states: dict[tuple[str, int], tuple[str, str]] = {}
-    for line in call("squeue", "--me", "--noheader", "--array", "--states=all", "--format=%K|%T|%r|%j").splitlines():
-        index, state, reason, name = line.strip().split("|", 3)
-        states[name, int(index) if index.isdigit() else 0] = state, reason
+    for line in call("squeue", "--me", "--noheader", "--array", "--states=all", "--format=%K|%T|%F|%j").splitlines():
+        if line.count("|") >= 3:  # and not a notice of the site
+            index, state, job, name = line.strip().split("|", 3)
+            states[name, int(index) if index.isdigit() else 0] = state, job
     return states
 
 

@@ -17,14 +17,13 @@ import torch
 
 from benchmark.evaluation import Diverged
 from benchmark.finetune import Trainer
-from benchmark.launch.lease import Lease, job_id
+from benchmark.launch.lease import Lease, job_id, last_status
 from benchmark.provenance import add_attempt
 from benchmark.spec import RunSpec
-from benchmark.store import RunPaths, overwrite_json, read_json, write_json
+from benchmark.store import ENDED, RunPaths, overwrite_json, read_json, read_status, write_json
 
 CHECKPOINT_SECONDS = 120.0  # between checkpoints; a kill loses at most this and one iteration
 RECORD_SECONDS = 2.0  # between writes of the curve, the metrics and the status
-ENDED = ("done", "failed", "diverged", "timed-out")  # states that only a new preparation leaves
 FRUITLESS_ATTEMPTS = 2  # used up by the time limit without a new checkpoint, after which the run is timed-out
 _MACHINE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS)
 
@@ -58,7 +57,7 @@ class Status:
 
     def __init__(self, paths: RunPaths, iterations: int, lease: Lease, time_limit: float | None) -> None:
         self.path, self.lease = paths.status, lease
-        previous = read_json(paths.status) if paths.status.exists() else {}
+        previous = last_status(paths, lease)
         self.values: dict[str, Any] = previous | {
             "state": "running",
             "attempt": int(previous.get("attempt", 0)) + 1,
@@ -118,7 +117,7 @@ def execute(
 
     Args:
         checkpoint_seconds: between checkpoints.
-        stop: asks it to stop.
+        stop: asks it to stop; the run then ends with the stop's state.
         time_limit: seconds after which the scheduler ends the attempt; None for no end.
 
     Returns:
@@ -132,15 +131,17 @@ def execute(
     """
     paths, stop = RunPaths(root), stop or Stop()
     with Lease(paths.lock) as lease:
-        if paths.status.exists() and read_json(paths.status).get("state") in ENDED:
-            return read_json(paths.status)["state"]
+        state = read_status(paths).get("state")
+        if state in ENDED:
+            return state
+        paths.remove_leftovers()
         spec = RunSpec.from_dict(read_json(paths.spec))
         status = Status(paths, spec.loop.iterations, lease, time_limit)
         if status.values["fruitless_attempts"] >= FRUITLESS_ATTEMPTS and time_limit is not None:
             status.write(state="timed-out", error=too_slow(status.values, time_limit))
             return "timed-out"
         try:
-            status.write(checkpointed=False)
+            status.write(checkpointed=False)  # in this attempt
             with numeric_settings(spec):
                 train(spec, paths, status, checkpoint_seconds, stop)
             status.write(state="done", eta_seconds=0.0)
@@ -192,17 +193,17 @@ def train(spec: RunSpec, paths: RunPaths, status: Status, checkpoint_seconds: fl
             due = bool(stop.state) or time.monotonic() - saved >= checkpoint_seconds
             if due or time.monotonic() - recorded >= RECORD_SECONDS:
                 status.progress(trainer, started, first_iteration)
-                trainer.record(paths)
+                trainer.record(paths, status.lease.check)
                 recorded = time.monotonic()
             if due:
-                trainer.save(paths)
+                trainer.save(paths, guard=status.lease.check)
                 status.write(checkpointed=True)
                 saved = time.monotonic()
             if stop.state and not trainer.done:
                 raise Stopped
         status.progress(trainer, started, first_iteration)
-        trainer.record(paths)
-        trainer.save(paths, last=True)
+        trainer.record(paths, status.lease.check)
+        trainer.save(paths, last=True, guard=status.lease.check)
     finally:
         trainer.close()
 

@@ -66,6 +66,9 @@ class Launch:
         """
         if self.max_parallel is not None and self.max_parallel < 1:
             raise ValueError(f"--max-parallel must be at least 1, got {self.max_parallel}")
+        if self.max_parallel is not None and self.options.runs_per_job > self.max_parallel:
+            packed = self.options.runs_per_job
+            raise ValueError(f"--runs-per-job {packed} is more than --max-parallel {self.max_parallel} allows at once")
         if self.launcher == "slurm":
             for array in self.jobs(runs):
                 try:

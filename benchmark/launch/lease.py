@@ -12,7 +12,9 @@ import threading
 import time
 import uuid
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+from benchmark.store import RunPaths, read_status
 
 HEARTBEAT_SECONDS = 15.0
 STALE_SECONDS = 120.0  # without a heartbeat, after which the holder counts as dead
@@ -44,6 +46,7 @@ class Lease:
     def __init__(self, path: Path, stale_seconds: float = STALE_SECONDS) -> None:
         self.path, self.stale_seconds = path, stale_seconds
         self.token = uuid.uuid4().hex
+        self.last_heartbeat = 0.0  # of the holder before, in seconds since the epoch
         self._file: IO[str] | None = None
         self._stopping = threading.Event()
 
@@ -63,6 +66,7 @@ class Lease:
         file = open(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666), "r+")  # noqa: SIM115
         locked = _lock(file)
         holder = _holder(file)
+        self.last_heartbeat = os.fstat(file.fileno()).st_mtime
         free = locked is not False and (not holder or (locked is True and holder.get("host") == platform.node()))
         if not free:
             if _age(self.path, file) <= self.stale_seconds:
@@ -85,11 +89,12 @@ class Lease:
 
         Raises:
             LeaseLost: somebody else holds it now, or nobody.
+            OSError: the file system does not tell.
         """
         try:
             with self.path.open() as file:
                 held = _holder(file).get("token") == self.token
-        except OSError:
+        except FileNotFoundError:
             held = False
         if not held or self._file is None:
             raise LeaseLost(f"{self.path.parent} was taken over by another process")
@@ -99,11 +104,10 @@ class Lease:
         self._stopping.set()
         try:
             self.check()
-        except LeaseLost:
-            pass
-        else:
-            assert self._file is not None
-            self._file.truncate(0)
+            if self._file is not None:
+                self._file.truncate(0)
+        except (LeaseLost, OSError):
+            pass  # the next one to ask finds out by age
         self._close()
 
     def _close(self) -> None:
@@ -148,6 +152,16 @@ def held(path: Path) -> bool:
         locked, holder = _lock(file), _holder(file)
         elsewhere = bool(holder) and (locked is None or holder.get("host") != platform.node())
         return (locked is False or elsewhere) and _age(path, file) <= STALE_SECONDS
+
+
+def last_status(paths: RunPaths, lease: Lease) -> dict[str, Any]:
+    """What an attempt left in `status.json`, empty where there is nothing readable.
+
+    If it ended without a word, its last sign of life is that of the lease, which came before the present holder's.
+    """
+    status = read_status(paths)
+    silent = status.get("state") == "running"
+    return status | ({"heartbeat": max(status.get("heartbeat", 0.0), lease.last_heartbeat)} if silent else {})
 
 
 def describe(holder: dict[str, object]) -> str:

@@ -17,10 +17,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from benchmark.launch.execute import CHECKPOINT_SECONDS, ENDED, Stop, execute
-from benchmark.launch.lease import Lease, LeaseLost, RunBusy, held
+from benchmark.launch.execute import CHECKPOINT_SECONDS, Stop, execute
+from benchmark.launch.lease import Lease, LeaseLost, RunBusy, held, last_status
 from benchmark.launch.resources import GpuSlots
-from benchmark.store import RunPaths, read_json, write_json
+from benchmark.store import ENDED, RunPaths, write_json
 
 POLL_SECONDS = 0.2
 BUSY_SECONDS = 2.0  # between looks at a run that another process executes
@@ -45,6 +45,7 @@ class AttemptLimits:
 
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     time_limit: float | None = None  # seconds until the attempt is ended from outside
+    stopped_state: str = "cancelled"  # of a run that SIGTERM stops; "queued" where somebody else decides what it means
 
 
 @dataclass
@@ -155,10 +156,10 @@ class Pool:
                 self.gpus.give_back(child.gpu)
             if child.process.exitcode == _BUSY_EXIT:
                 busy.append(root)
+            elif child.process.exitcode != 0 and self.stopping:
+                mark_dead(RunPaths(root), "stopped before its iteration ended", self.limits.stopped_state)
             elif child.process.exitcode != 0:
-                mark_dead(
-                    RunPaths(root), _how_it_ended(child.process.exitcode), "cancelled" if self.stopping else "failed"
-                )
+                mark_dead(RunPaths(root), _how_it_ended(child.process.exitcode))
         return busy
 
 
@@ -195,7 +196,7 @@ def _child(root: Path, gpu: str | None, limits: AttemptLimits) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # once: the state is still to be written
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, ask("cancelled"))
+    signal.signal(signal.SIGTERM, ask(limits.stopped_state))
     signal.signal(signal.SIGUSR1, ask("queued"))
     signal.signal(signal.SIGINT, interrupt)
     threading.Thread(target=_follow_parent, daemon=True).start()
@@ -228,8 +229,8 @@ def mark_dead(paths: RunPaths, reason: str, state: str = "failed") -> None:
     """
     line = last_line(paths.log)
     try:
-        with Lease(paths.lock):
-            status = read_json(paths.status) if paths.status.exists() else {}
+        with Lease(paths.lock) as lease:
+            status = last_status(paths, lease)
             if status.get("state") not in ENDED:
                 error = f"{reason}: {line}" if line else reason
                 write_json(paths.status, status | {"state": state, "error": error})

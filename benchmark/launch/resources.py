@@ -32,10 +32,19 @@ def available_memory() -> float:
         free.append(int(fields["MemAvailable"].split()[0]) * 1024 / _GIB)
     for limit, usage in _CGROUP_LIMITS:
         if Path(limit).exists() and (text := Path(limit).read_text().strip()) != "max":
-            free.append((int(text) - int(Path(usage).read_text())) / _GIB)
+            free.append((int(text) - int(Path(usage).read_text()) + _page_cache()) / _GIB)
     if "SLURM_MEM_PER_NODE" in os.environ:
         free.append(int(os.environ["SLURM_MEM_PER_NODE"]) / 1024)
+    if "SLURM_MEM_PER_CPU" in os.environ:
+        free.append(int(os.environ["SLURM_MEM_PER_CPU"]) * available_cores() / 1024)
     return min(free)
+
+
+def _page_cache() -> int:
+    """Bytes of the container's usage that the kernel gives back when they are needed; 0 where it does not tell."""
+    statistics = Path("/sys/fs/cgroup/memory.stat")
+    lines = statistics.read_text().splitlines() if statistics.exists() else []
+    return sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
 
 
 def visible_gpus() -> list[str]:

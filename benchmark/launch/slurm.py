@@ -20,6 +20,14 @@ SLOWER = 3.0  # how much slower than estimated a core may be
 MAX_MINUTES = 24 * 60  # asked for at most by default; longer runs go on by requeueing
 
 
+# Options of sbatch that decide what the launcher relies on, and its own option for them where there is one.
+_OWN = {
+    "time": "time", "mem": "mem", "cpus-per-task": "cpus", "gpus-per-node": "gpus", "partition": "partition",
+    "account": "account", "array": "max-parallel", "job-name": "", "output": "", "error": "", "open-mode": "",
+    "signal": "", "dependency": "", "nodes": "", "ntasks": "", "ntasks-per-node": "", "wrap": "", "requeue": "",
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class SlurmOptions:
     """What the user asks of SLURM; None leaves it to the estimates or to the site."""
@@ -60,6 +68,10 @@ class SlurmOptions:
         for item in self.sbatch:
             if not re.fullmatch(r"[a-z][a-z-]*(=.*)?", item):
                 raise ValueError(f"--sbatch takes KEY=VALUE with an option of sbatch without its dashes, got {item!r}")
+            key = item.partition("=")[0]
+            if key in _OWN:
+                instead = f"; use --{_OWN[key]}" if _OWN[key] else ""
+                raise ValueError(f"--sbatch {key} is set by the launcher itself{instead}")
 
 
 @dataclass(frozen=True)
@@ -157,7 +169,7 @@ def make_executor(
         signal_delay_s=resources.warning,
         array_parallelism=max((max_parallel or 1_000_000) // options.runs_per_job, 1),
         srun_args=["--cpus-per-task", str(resources.cpus)],  # not inherited since SLURM 22.05
-        additional_parameters={"requeue": True, **extra},
+        additional_parameters=extra if "no-requeue" in extra else {"requeue": True, **extra},
         **({"dependency": dependency} if ":" in dependency else {}),
         **({"gpus_per_node": resources.gpus} if resources.gpus else {}),
         **({"partition": options.partition} if options.partition else {}),

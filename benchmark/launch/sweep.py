@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from benchmark.launch import cluster
-from benchmark.launch.execute import ENDED
 from benchmark.launch.lease import Lease, RunBusy, held
 from benchmark.launch.local import last_line, mark_dead
 from benchmark.launch.slurm import FOLDER, Array, SlurmOptions, arrays, make_executor
 from benchmark.plan import PlannedRun, prepare
-from benchmark.store import read_json, write_json
+from benchmark.provenance import own_command
+from benchmark.store import ENDED, read_json, read_status, write_json
 
 POLL_SECONDS = 2.0  # between looks at the runs' files
 CHECK_SECONDS = 10.0  # between questions to SLURM
@@ -49,23 +49,31 @@ class Sweep:
 
         Raises:
             SlurmError: SLURM does not answer, or refuses; what was submitted before stays.
+            LeaseLost: another call on the directory took over.
             OSError: the directory cannot be written.
         """
         submitted: list[str] = []
         self.folder.mkdir(parents=True, exist_ok=True)
-        with waited_for(self.folder / "submit.lock"):
+        with waited_for(self.folder / "submit.lock") as lease:
             states, places = cluster.job_states(), self._places()
-            alive = {root for root, place in places.items() if states.get(place[:2], ("", ""))[0] in cluster.LIVE}
-            missing = [r for r in runs if r.paths.root.absolute() not in alive and not held(r.paths.lock)]
+            alive = {root: states[place[:2]] for root, place in places.items() if is_alive(states.get(place[:2]))}
+            missing = [run for run in runs if self._is_missing(run, alive)]
             for run in missing:
                 prepare(run)
-            after = {place[2] for root, place in places.items() if root in alive} if self.max_parallel else set()
+            after = {job for _, job in alive.values()} if self.max_parallel else set()
             for array in arrays(missing, self.options, cluster.array_cap()):
+                lease.check()
                 job = self._submit_array(array, sorted(after))
                 submitted.append(job)
                 if self.max_parallel:
                     after = {job}  # one array after the other, so that the limit is one of all
         return submitted
+
+    @staticmethod
+    def _is_missing(run: PlannedRun, alive: Container[Path]) -> bool:
+        """Whether no living job will execute the run: it has none, or ended in one that goes on with its other runs."""
+        ended = read_status(run.paths).get("state") in (*ENDED, "cancelled")
+        return (ended or run.paths.root.absolute() not in alive) and not held(run.paths.lock)
 
     def _submit_array(self, array: Array, after: list[str]) -> str:
         from benchmark.launch.job import Pack
@@ -73,30 +81,27 @@ class Sweep:
         name = f"otpr-bench-{uuid.uuid4().hex[:8]}"
         folder, resources = self.folder / name, array.resources
         packs = [[str(run.paths.root.absolute()) for run in pack] for pack in array.packs]
+        runs = [run for pack in array.packs for run in pack]
+        iterations = {str(run.paths.root.absolute()): read_status(run.paths).get("iteration", 0) for run in runs}
         # Before the jobs: they are found by their name if this process ends before it has learnt their id.
-        plan = {"name": name, "created": time.time(), "packs": packs, "iterations": self._iterations(array)}
+        plan = {"name": name, "created": time.time(), "packs": packs, "iterations": iterations}
         write_json(folder / "plan.json", plan)
         executor = make_executor(folder, name, array, self.options, self.max_parallel, after)
-        on_gpu = array.packs[0][0].spec.device == "cuda"
+        share = 60.0 * resources.minutes, resources.warning, runs[0].spec.device == "cuda", own_command()
         try:
             with executor.batch():
-                jobs = [executor.submit(Pack(p, 60.0 * resources.minutes, resources.warning, on_gpu)) for p in packs]
+                jobs = [executor.submit(Pack(pack, *share)) for pack in packs]
         except Exception as error:
+            if not any(known == name for known, _ in cluster.job_states()):
+                (folder / "plan.json").unlink()
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            raise cluster.SlurmError(
-                f"SLURM refuses the jobs: {lines[-1] if lines else type(error).__name__}"
-            ) from error
+            raise cluster.SlurmError(f"refused the jobs: {lines[-1] if lines else type(error).__name__}") from error
         job = str(jobs[0].job_id).split("_")[0]
         write_json(folder / "plan.json", plan | {"job_id": job})
         return job
 
-    @staticmethod
-    def _iterations(array: Array) -> dict[str, int]:
-        runs = [run for pack in array.packs for run in pack]
-        return {str(run.paths.root.absolute()): int(read_status_file(run).get("iteration", 0)) for run in runs}
-
     def _places(self) -> dict[Path, tuple[str, int, str, int]]:
-        """The job that had each run last: name, array index, id, and the run's iteration when it was submitted."""
+        """The job that had each run last: name, array index, id if known, and the run's iteration at its submission."""
         plans = sorted((read_json(path) for path in self.folder.glob("*/plan.json")), key=lambda plan: plan["created"])
         return {
             Path(root): (plan["name"], index, plan.get("job_id", ""), plan["iterations"][root])
@@ -124,48 +129,48 @@ class Sweep:
             lost = []
             for run in unsettled:
                 place = places.get(run.paths.root.absolute())
-                dead = place is None or states.get(place[:2], ("", ""))[0] not in cluster.LIVE
+                dead = place is None or not is_alive(states.get(place[:2]))
                 if dead and not held(run.paths.lock) and self._open(run) and self._is_lost(run, place, states):
                     lost.append(run)
             if lost:
                 print(f"{len(lost)} runs lost their job; submitted again: {', '.join(self.submit(lost))}", flush=True)
         except cluster.SlurmError as error:
-            print(f"SLURM does not answer, waiting: {error}", flush=True)
+            print(f"SLURM: {error}; trying again", flush=True)
         return any(self._open(run) for run in self.runs)
 
     def _open(self, run: PlannedRun) -> bool:
-        return run.paths.root not in self._given_up and read_status_file(run).get("state") not in ENDED
+        return run.paths.root not in self._given_up and read_status(run.paths).get("state") not in ENDED
 
     def _is_lost(self, run: PlannedRun, place: tuple[str, int, str, int] | None, states: dict[Any, Any]) -> bool:
         """Whether a run without a job is to be submitted again; if not, it gets the state that its job's end means."""
         if place is None:
             return True
-        name, index, _, iteration = place
+        name, index, job, iteration = place
         ended = states.get((name, index), ("", ""))[0] or cluster.ended_state(name, index)
-        status = read_status_file(run)
+        status, root = read_status(run.paths), run.paths.root
         if ended == "CANCELLED" or status.get("state") == "cancelled":
-            self._given_up.add(run.paths.root)
+            self._given_up.add(root)
             if status.get("state") != "cancelled":
                 mark_dead(run.paths, f"cancelled in SLURM (job {name})", "cancelled")
             return False
-        root = run.paths.root
         gained = int(status.get("iteration", 0)) > iteration
-        self._fruitless[root] = 0 if gained else self._fruitless.get(root, 0) + 1
-        if (ended in _HARD and status.get("state") == "running") or self._fruitless[root] >= FRUITLESS_JOBS:
-            output = [line for path in self.folder.glob(f"{name}/*_{index}_0_log.err") if (line := last_line(path))]
-            reason = f"its job ended as {ended or 'unknown'}" + (f" ({output[-1]})" if output else "")
-            mark_dead(run.paths, reason)
+        if job or ended:  # else there never was a job
+            self._fruitless[root] = 0 if gained else self._fruitless.get(root, 0) + 1
+        if (ended in _HARD and status.get("state") == "running") or self._fruitless.get(root, 0) >= FRUITLESS_JOBS:
+            outputs = [self.folder / name / f"{stem}_0_log.err" for stem in (f"{job}_{index}", job)]
+            lines = [line for path in outputs if (line := last_line(path))]
+            mark_dead(run.paths, f"its job ended as {ended or 'unknown'}" + (f" ({lines[0]})" if lines else ""))
             return False
         return True
 
 
-def read_status_file(run: PlannedRun) -> dict[str, Any]:
-    """The run's status, empty where there is none."""
-    return read_json(run.paths.status) if run.paths.status.exists() else {}
+def is_alive(job: tuple[str, str] | None) -> bool:
+    """Whether a job, as `cluster.job_states` gives it, runs or will run."""
+    return job is not None and job[0] in cluster.LIVE
 
 
 @contextmanager
-def waited_for(path: Path) -> Iterator[None]:
+def waited_for(path: Path) -> Iterator[Lease]:
     """Hold the lease of `path`, after whoever holds it."""
     lease = Lease(path)
     while True:
@@ -175,6 +180,6 @@ def waited_for(path: Path) -> Iterator[None]:
         except RunBusy:
             time.sleep(1.0)
     try:
-        yield
+        yield lease
     finally:
         lease.release()
