@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from benchmark.plots import Panel
+from benchmark.report.figures import Panel
 
 MINIMUM_ARMS = 2
 # By file stem: what each arm stands for, and the names it goes by, the first that is there being shown.

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmark import tables
-from benchmark.collect import OWN_RULE, Evaluation, Run
-from benchmark.stats import Estimate
-from benchmark.summary import Cell, Summary, TaskSummary, generator, mean_of
+from benchmark.report.cells import Cell, Summary, TaskSummary
+from benchmark.report.records import OWN_RULE, Evaluation, Run
+from benchmark.report.statistics import Estimate
+from benchmark.report.summary import generator, mean_of
+from benchmark.report.table import Table, amount, words
+from benchmark.report.table import markdown as as_markdown
 
 COLUMNS = ("task", "method", "seed", "env_steps", "rule", "episodes", "return_mean", "score")
 _ORDER = (OWN_RULE, "actor", "best_q")
 _QUANTITIES = {"return_mean": "Return", "score": "Score"}
 _NUMBERS = ("env_steps", "episodes", *_QUANTITIES)
-_DEFINITIONS = """\
+DEFINITIONS = """\
 Means over the seeds that count, at the step of the tables above, with the same intervals. Every rule plays the same
 episodes: own, as the method acts in the tables above; actor, one sample of the actor alone; best_q, the candidate with
 the largest Q. A dash: not recorded."""
@@ -41,9 +44,9 @@ def _rows_under(task: TaskSummary, method: str, rule: str) -> list[Evaluation]:
     """One evaluation a counting run that has one under another rule, at the step by which the run counts."""
     return [
         row
-        for run, counted in task.scored[method].values()
-        for row in run.rules
-        if (row.env_steps, row.rule) == (counted.env_steps, rule)
+        for item in task.scored[method].values()
+        for row in item.run.rules
+        if (row.env_steps, row.rule) == (item.evaluation.env_steps, rule)
     ]
 
 
@@ -65,24 +68,31 @@ def _wanting(task: TaskSummary, rules: Sequence[str]) -> list[str]:
     return lines
 
 
-def _task_table(task: TaskSummary) -> str:
-    """One line a method, one column a quantity and rule; empty where no counting run has another rule."""
-    found = {row.rule for runs in task.scored.values() for run, _ in runs.values() for row in run.rules}
+def _task_table(task: TaskSummary, index: int) -> Table | None:
+    """One line a method, one column a quantity and rule; None where no counting run has another rule."""
+    found = {row.rule for runs in task.scored.values() for item in runs.values() for row in item.run.rules}
     rules = sorted(found, key=_rank)
     if not rules:
-        return ""
+        return None
     columns = [(quantity, rule) for quantity in _QUANTITIES for rule in (OWN_RULE, *rules)]
-    body = []
-    for cell in task.cells:
-        values = [tables.with_interval(_estimate(task, cell, rule, quantity)) for quantity, rule in columns]
-        body.append([tables.escape_markdown(cell.method), *values])
-    header = ["Method", *(f"{_QUANTITIES[quantity]}, {tables.escape_markdown(rule)}" for quantity, rule in columns)]
-    parts = [f"### {tables.escape_markdown(task.task)}", tables.markdown_table(header, body)]
-    parts += [tables.escape_markdown(line) for line in _wanting(task, rules)]
-    return "\n\n".join(parts)
+    body = tuple(
+        (words(cell.method), *(amount(_estimate(task, cell, rule, quantity)) for quantity, rule in columns))
+        for cell in task.cells
+    )
+    header = ("Method", *(f"{_QUANTITIES[quantity]}, {rule}" for quantity, rule in columns))
+    return Table(f"rules-{index}", task.task, header, body, " ".join(_wanting(task, rules)))
+
+
+def found_tables(result: Summary) -> list[Table]:
+    """One table for each task on which a counting run has another rule."""
+    found = (_task_table(task, index) for index, task in enumerate(result.tasks))
+    return [table for table in found if table]
 
 
 def markdown(result: Summary) -> list[str]:
     """The section of summary.md, in parts; nothing where no counting run has another rule."""
-    found = [table for task in result.tasks if (table := _task_table(task))]
-    return ["## Rules of acting", _DEFINITIONS, *found] if found else []
+    found = found_tables(result)
+    parts = ["## Rules of acting", DEFINITIONS] if found else []
+    for table in found:
+        parts += [f"### {tables.escape_markdown(table.title)}", as_markdown(table)]
+    return parts

@@ -1,28 +1,24 @@
 """Aggregate scores and their bootstrap intervals.
 
 The definitions are those of Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice"
-(NeurIPS 2021), as implemented by the library rliable; the stratified bootstrap is batched in numpy and draws only from
-the generator that it is given, so that equal inputs give equal digits. The replication unit is the run (one seed):
-average the episodes of a run before calling anything here.
+(NeurIPS 2021), as implemented by the library rliable. The replication unit is the run (one seed): average the episodes
+of a run before calling anything here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-FloatArray = NDArray[np.float64]
+from benchmark.report.bootstrap import BUILDERS, GAMMA, FloatArray, bootstrap, iqm_of, resample
 
 MINIMUM_RUNS = 3
 AGGREGATE_REPS = 50_000
 CURVE_REPS = 2_000
 CONFIDENCE = 0.95
-GAMMA = 1.0
-# Scores held by one batch of resamples: bounds the memory, and is fixed because it decides how draws are consumed.
-_BATCH_SCORES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -62,32 +58,7 @@ def validate(scores: ArrayLike, ndim: int) -> FloatArray:
     return array
 
 
-def _iqm(batch: FloatArray) -> FloatArray:
-    flat = np.sort(batch.reshape(batch.shape[0], -1), axis=1)
-    cut = flat.shape[1] // 4
-    return flat[:, cut : flat.shape[1] - cut].mean(axis=1)
-
-
-def _median(batch: FloatArray) -> FloatArray:
-    return np.median(batch.mean(axis=1), axis=1)
-
-
-def _mean(batch: FloatArray) -> FloatArray:
-    return batch.mean(axis=(1, 2))
-
-
-def _optimality_gap(batch: FloatArray) -> FloatArray:
-    return GAMMA - np.minimum(batch, GAMMA).mean(axis=(1, 2))
-
-
-# Each maps a batch of score arrays (B, runs, tasks) to (B,).
-_BATCHED: dict[str, Callable[[FloatArray], FloatArray]] = {
-    "iqm": _iqm,
-    "median": _median,
-    "mean": _mean,
-    "optimality_gap": _optimality_gap,
-}
-STATISTICS: tuple[str, ...] = tuple(_BATCHED)
+STATISTICS: tuple[str, ...] = tuple(BUILDERS)
 
 
 def iqm(scores: ArrayLike) -> float:
@@ -99,31 +70,40 @@ def iqm(scores: ArrayLike) -> float:
     Raises:
         ValueError: as `validate`.
     """
-    return float(_iqm(validate(scores, 2)[None])[0])
+    flat = np.sort(validate(scores, 2), axis=None)
+    cut = flat.size // 4
+    return float(flat[cut : flat.size - cut].mean())
 
 
 def median(scores: ArrayLike) -> float:
     """Median over tasks of the mean over runs; scores (runs, tasks). On one task this is the mean."""
-    return float(_median(validate(scores, 2)[None])[0])
+    return float(np.median(validate(scores, 2).mean(axis=0)))
 
 
 def mean(scores: ArrayLike) -> float:
     """Mean over runs and tasks; scores (runs, tasks)."""
-    return float(_mean(validate(scores, 2)[None])[0])
+    return float(validate(scores, 2).mean())
 
 
 def optimality_gap(scores: ArrayLike) -> float:
     """Mean amount by which scores (runs, tasks) fall short of gamma = 1; what exceeds gamma does not count."""
-    return float(_optimality_gap(validate(scores, 2)[None])[0])
+    return float(GAMMA - np.minimum(validate(scores, 2), GAMMA).mean())
 
 
-def _resamples(scores: FloatArray, generator: np.random.Generator, reps: int) -> Iterator[FloatArray]:
-    """Yield `reps` stratified resamples of (runs, tasks) in batches (B, runs, tasks): runs are redrawn in each task."""
-    runs, tasks = scores.shape
-    batch = max(1, _BATCH_SCORES // scores.size)
-    for start in range(0, reps, batch):
-        drawn = generator.integers(0, runs, size=(min(batch, reps - start), runs, tasks))
-        yield scores.ravel().take(drawn * tasks + np.arange(tasks))
+POINTS: dict[str, Callable[[ArrayLike], float]] = {
+    "iqm": iqm,
+    "median": median,
+    "mean": mean,
+    "optimality_gap": optimality_gap,
+}
+
+
+def interval(value: float, samples: FloatArray | None, confidence: float = CONFIDENCE) -> Estimate:
+    """`value` with the percentile interval of bootstrap `samples` (reps,); without one where these are None."""
+    if samples is None:
+        return Estimate(value, float("nan"), float("nan"))
+    low, high = _quantiles(samples, confidence)
+    return Estimate(value, float(low), float(high))
 
 
 def _quantiles(samples: FloatArray, confidence: float) -> FloatArray:
@@ -162,32 +142,14 @@ def estimates(
     """
     array = validate(scores, 2)
     _check_bootstrap(reps, confidence)
-    unknown = [name for name in statistics if name not in _BATCHED]
+    unknown = [name for name in statistics if name not in BUILDERS]
     if unknown:
         raise ValueError(f"unknown statistic {unknown[0]!r}; known: {', '.join(STATISTICS)}")
-    points = {name: float(_BATCHED[name](array[None])[0]) for name in statistics}
-    if array.shape[0] < MINIMUM_RUNS:
-        return {name: Estimate(point, float("nan"), float("nan")) for name, point in points.items()}
-    samples: dict[str, list[FloatArray]] = {name: [] for name in statistics}
-    for batch in _resamples(array, generator, reps):
-        for name in statistics:
-            samples[name].append(_BATCHED[name](batch))
-    intervals = {name: _quantiles(np.concatenate(samples[name]), confidence) for name in statistics}
-    return {name: Estimate(points[name], float(low), float(high)) for name, (low, high) in intervals.items()}
-
-
-def _one_task_iqm_samples(scores: FloatArray, generator: np.random.Generator, reps: int) -> FloatArray:
-    """IQM resamples (reps, time) of one task's scores (runs, time), by ranks instead of by runs.
-
-    Drawing runs with replacement at a time is drawing ranks of its sorted scores with replacement. The IQM of sorted
-    scores is linear in how often each rank falls between the quartiles, so one set of drawn ranks serves every time by
-    a matrix product: the law at each time is that of the ordinary bootstrap.
-    """
-    runs = scores.shape[0]
-    cut = runs // 4
-    drawn = np.sort(generator.integers(0, runs, size=(reps, runs)), axis=1)[:, cut : runs - cut]
-    weights = (drawn[:, :, None] == np.arange(runs)).mean(axis=1)
-    return weights @ np.sort(scores, axis=0)
+    samples: dict[str, FloatArray] = {}
+    if array.shape[0] >= MINIMUM_RUNS:
+        runs, tasks = array.shape
+        samples = bootstrap({name: BUILDERS[name](array) for name in statistics}, (runs, tasks), generator, reps)
+    return {name: interval(POINTS[name](array), samples.get(name), confidence) for name in statistics}
 
 
 def iqm_curve(
@@ -196,7 +158,7 @@ def iqm_curve(
     reps: int = CURVE_REPS,
     confidence: float = CONFIDENCE,
 ) -> CurveEstimate:
-    """Pointwise IQM over runs and tasks at each time, with pointwise percentile intervals.
+    """Pointwise IQM over runs and tasks at each time, with pointwise percentile intervals; one set of draws for all.
 
     The intervals hold for each time by itself: reduce a run to one number (an area, a time to a threshold) before
     asking about anything that couples times.
@@ -213,14 +175,71 @@ def iqm_curve(
     array = validate(scores, 3)
     _check_bootstrap(reps, confidence)
     runs, tasks, times = array.shape
-    value = _iqm(np.moveaxis(array, 2, 0))
+    value = np.array([iqm(array[:, :, time]) for time in range(times)])
     if runs < MINIMUM_RUNS:
-        blank = np.full(times, np.nan)
-        return CurveEstimate(value, blank, blank.copy())
-    if tasks == 1:
-        samples = _one_task_iqm_samples(array[:, 0], generator, reps)
-    else:
-        columns = (np.concatenate([_iqm(b) for b in _resamples(array[:, :, t], generator, reps)]) for t in range(times))
-        samples = np.stack(list(columns), axis=1)
-    low, high = _quantiles(samples, confidence)
+        return _without_band(value)
+    at_time = {str(time): iqm_of(array[:, :, time]) for time in range(times)}
+    samples = bootstrap(at_time, (runs, tasks), generator, reps)
+    low, high = _quantiles(np.stack(list(samples.values()), axis=1), confidence)
     return CurveEstimate(value, low, high)
+
+
+def _without_band(value: FloatArray) -> CurveEstimate:
+    blank = np.full(value.shape, np.nan)
+    return CurveEstimate(value, blank, blank.copy())
+
+
+def performance_profile(
+    scores: ArrayLike,
+    thresholds: ArrayLike,
+    generator: np.random.Generator,
+    reps: int = CURVE_REPS,
+    confidence: float = CONFIDENCE,
+) -> CurveEstimate:
+    """Share of the scores (runs, tasks) above each threshold (T,): the run-score distribution, pointwise intervals.
+
+    Raises:
+        ValueError: as `validate`; for reps < 1 or confidence outside (0, 1).
+    """
+    array, grid = validate(scores, 2), validate(thresholds, 1)
+    _check_bootstrap(reps, confidence)
+    above = (array.T.reshape(-1, 1) > grid).astype(np.float64)
+    value = above.mean(axis=0)
+    runs, tasks = array.shape
+    if runs < MINIMUM_RUNS:
+        return _without_band(value)
+    samples = [counts @ above / len(above) for counts in resample(runs, tasks, generator, reps)]
+    low, high = _quantiles(np.concatenate(samples), confidence)
+    return CurveEstimate(value, low, high)
+
+
+def probability_of_improvement(
+    first: ArrayLike,
+    second: ArrayLike,
+    generator: np.random.Generator,
+    reps: int = CURVE_REPS,
+    confidence: float = CONFIDENCE,
+) -> Estimate:
+    """Mean over tasks of P(X > Y) + P(X = Y) / 2, X and Y being runs of `first` (n, tasks) and `second` (m, tasks).
+
+    The runs of both are redrawn independently of each other. No interval where either has fewer than `MINIMUM_RUNS`.
+
+    Raises:
+        ValueError: as `validate`; where the numbers of tasks differ; for reps < 1 or confidence outside (0, 1).
+    """
+    x, y = validate(first, 2), validate(second, 2)
+    _check_bootstrap(reps, confidence)
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(f"both must have the same tasks, not {x.shape[1]} and {y.shape[1]}")
+    tasks = x.shape[1]
+    left, right = x.T[:, :, None], y.T[:, None, :]
+    wins = (left > right) + 0.5 * (left == right)
+    value = float(wins.mean())
+    if min(len(x), len(y)) < MINIMUM_RUNS:
+        return interval(value, None)
+    draws = [
+        np.concatenate([c.reshape(-1, tasks, n) for c in resample(n, tasks, generator, reps)]).transpose(1, 0, 2)
+        for n in (len(x), len(y))
+    ]
+    samples = ((draws[0] @ wins) * draws[1]).sum(axis=(0, 2)) / wins.size
+    return interval(value, samples, confidence)

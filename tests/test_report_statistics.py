@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 from rliable import library, metrics
 
-from benchmark import stats
+from benchmark.report import statistics as stats
 
 SHAPES = [(3, 1), (5, 8), (10, 3), (1, 1), (7, 1), (4, 2)]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmark.collect import Evaluation, Run
+from benchmark.report.records import Evaluation, Run
 
 FROZEN = "frozen"
 # Seeds from here on are for tuning.
@@ -19,13 +19,16 @@ _BROKEN = ("failed", "diverged")
 
 
 def select_seeds(runs: list[Run]) -> tuple[list[Run], str]:
-    """Keep the runs with seeds below `TUNING_SEED`, or all where there is no other; and the line that says so."""
-    tuning = [run for run in runs if run.seed >= TUNING_SEED]
+    """Keep the runs with seeds below `TUNING_SEED`, or all where there is no other; and the line that says so.
+
+    The convention is ours: runs from elsewhere stay, whatever their seed.
+    """
+    tuning = [run for run in runs if run.seed >= TUNING_SEED and not run.source]
     if not tuning:
         return runs, ""
     if len(tuning) == len(runs):
         return runs, f"All seeds are {TUNING_SEED} or more: these are tuning runs, not results to publish."
-    kept = [run for run in runs if run.seed < TUNING_SEED]
+    kept = [run for run in runs if run.seed < TUNING_SEED or run.source]
     return kept, f"{len(tuning)} tuning run(s) (seeds {TUNING_SEED} and up) left out; they are never mixed with others."
 
 
