@@ -52,6 +52,8 @@ def aggregate_figure(cells: Sequence[Cell], looks: Mapping[str, Style], title: s
                           markeredgewidth=1.5 if not look.marker else 0.5)  # fmt: skip
             _names(axes, [cell.method for cell in cells], index == 0)
             axes.set_title(_TITLES[name], fontsize=9)
+            # Bars otherwise end at the frame.
+            axes.use_sticky_edges = False
             axes.margins(x=0.08)
         figure.supxlabel(printable(title, 110), fontsize=8)
         lay_out(figure)
@@ -73,6 +75,7 @@ def improvement_figure(pairs: Sequence[Comparison], methods: Sequence[str], titl
         side = 0.95 if size <= _FEW_METHODS else 0.58
         figure = new_figure(max(3.4, 1.8 + side * size), max(2.6, 1.4 + 0.75 * side * size))
         axes = figure.subplots()
+        axes.set_facecolor("#d0d0d0")
         colours = mpl.colormaps["PuOr_r"]
         # One patch a cell, not an image: sharp at any size, and small.
         axes.pcolormesh(np.arange(size + 1) - 0.5, np.arange(size + 1) - 0.5, values, cmap=colours, vmin=0, vmax=1,
@@ -82,8 +85,10 @@ def improvement_figure(pairs: Sequence[Comparison], methods: Sequence[str], titl
             axes.text(column, row, text, ha="center", va="center", fontsize=8 if size <= _FEW_METHODS else 7,
                       color="#fefefe" if dark else "#121314")  # fmt: skip
         _names(axes, methods, True)
-        axes.set_xticks(range(size), [label(name, _NAME_CHARACTERS) for name in methods], rotation=35, ha="right",
-                        rotation_mode="anchor")  # fmt: skip
+        names = [label(name, _NAME_CHARACTERS) for name in methods]
+        # Upright as long as they have room side by side.
+        slanted = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
+        axes.set_xticks(range(size), names, **(slanted if max(map(len, names)) > 11 * side else {}))
         axes.set_xlim(-0.5, size - 0.5)
         axes.tick_params(length=0)
         axes.grid(visible=False)
@@ -132,9 +137,10 @@ def time_figure(shown: Sequence[tuple[str, Sequence[Cell]]]) -> Figure:
                     left += seconds / 60.0
             _names(axes, [cell.method for cell in cells], True)
             axes.set_title(printable(task, 34))
+        for axes in grid[max(0, len(shown) - columns) : len(shown)]:
+            axes.set_xlabel("Minutes a run")
         for axes in grid[len(shown) :]:
             axes.set_axis_off()
-        figure.supxlabel("Minutes a run", fontsize=9)
         used = {name for _, cells in shown for cell in cells for name in cell.seconds}
         handles = {
             text: Patch(facecolor=colour, hatch=hatch, edgecolor=INK, linewidth=0.3)

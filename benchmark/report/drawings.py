@@ -112,19 +112,25 @@ def _learning(summary: Summary, behind: Sequence[Run], looks: Mapping[str, Style
             yield _curves(stem, title, text, kept, "env_steps", curve_figure(kept, labels, looks))
 
 
-def _over(summary: Summary) -> str:
+def _where(summary: Summary) -> str:
+    """The task, or how many there are."""
     if len(summary.tasks) == 1:
         return f"{summary.tasks[0].task}, {summary.tasks[0].env_steps or 0:,} env steps"
-    return f"over {len(summary.tasks)} tasks: {', '.join(task.task for task in summary.tasks)}"
+    return f"over {len(summary.tasks)} tasks"
+
+
+def _over(summary: Summary) -> str:
+    """The task, or all of them by name."""
+    named = f": {', '.join(task.task for task in summary.tasks)}" if len(summary.tasks) > 1 else ""
+    return _where(summary) + named
 
 
 def _distributions(summary: Summary, looks: Mapping[str, Style]) -> Iterator[Drawing]:
     """Sample efficiency and performance profiles over tasks (of one task: on it)."""
     over = _over(summary)
-    where = summary.tasks[0].task if len(summary.tasks) == 1 else f"{len(summary.tasks)} tasks"
 
     def draw(stem: str, text: str, quantity: str, drawn: Sequence[Curve], x: str, x_label: str) -> Drawing:
-        panels = [Panel(where, quantity, tuple(drawn))]
+        panels = [Panel(_where(summary), quantity, tuple(drawn))]
         figure = curve_figure(panels, _labels(panels), looks, x_label)
         return _curves(stem, stem.replace("_", " ").capitalize(), f"{text} {_BAND}", panels, x, figure)
 
@@ -142,17 +148,19 @@ def _aggregates(summary: Summary, looks: Mapping[str, Style]) -> Drawing:
     rows = [_row(_AGGREGATE_COLUMNS, cell.method, name, *_interval(cell.scores[name]), str(len(cell.scored)))
             for cell in cells for name in STATISTICS]  # fmt: skip
     text = f"Final scores {over}. Bars: 95 % stratified-bootstrap intervals, none under {MINIMUM_RUNS} seeds."
-    figure = charts.aggregate_figure(cells, looks, over)
+    figure = charts.aggregate_figure(cells, looks, _where(summary))
     return Drawing("aggregates", "Aggregate scores", text, figure, _AGGREGATE_COLUMNS, rows)
 
 
-def _improvement(pairs: Sequence[Comparison], methods: Sequence[str], over: str) -> Drawing:
+def _improvement(summary: Summary, pairs: Sequence[Comparison]) -> Drawing:
+    methods = [cell.method for cell in summary.aggregates]
     rows = [_row(_PAIR_COLUMNS, pair.first, pair.second, *_interval(pair.probability)) for pair in pairs]
     text = (
-        f"Probability that a run of the row's method scores higher than one of the column's, mean over tasks ({over}). "
+        f"Probability that a run of the row's method scores higher than one of the column's, mean over tasks "
+        f"({_over(summary)}). "
         "Brackets: 95 % bootstrap intervals; a star: the interval leaves out 1/2 (unadjusted for the number of pairs)."
     )
-    figure = charts.improvement_figure(pairs, methods, over)
+    figure = charts.improvement_figure(pairs, methods, _where(summary))
     return Drawing("probability_of_improvement", "Probability of improvement", text, figure, _PAIR_COLUMNS, rows)
 
 
@@ -186,6 +194,5 @@ def drawings(summary: Summary, pairs: Sequence[Comparison], behind: Sequence[Run
         yield from _distributions(summary, looks)
     if len(summary.aggregates) > 1:
         scope = summary.tasks[0].task if len(summary.tasks) == 1 else ALL_TASKS
-        methods = [cell.method for cell in summary.aggregates]
-        yield _improvement([pair for pair in pairs if pair.task == scope], methods, _over(summary))
+        yield _improvement(summary, [pair for pair in pairs if pair.task == scope])
     yield from _times(summary)

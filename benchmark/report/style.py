@@ -93,7 +93,7 @@ LABEL_CHARACTERS = 36
 LEGEND_LINE_INCHES = 0.19
 # With what keeps dates and software versions out of the files.
 _FORMATS: dict[str, dict[str, None]] = {"png": {"Software": None}, "pdf": {"CreationDate": None}}
-_DPI = 160
+_DPI = 140
 _IDENTIFIER = re.compile(r'(\bid="|url\(#|href="#)')
 
 
@@ -175,7 +175,8 @@ def lay_out(figure: Figure) -> None:
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.execute(figure)
-    figure.set_layout_engine("none")
+    # "none" would leave a placeholder, for whose sake every file is drawn twice.
+    figure.set_layout_engine(None)
 
 
 def _render(figure: Figure, kind: str, metadata: dict[str, None]) -> bytes:
