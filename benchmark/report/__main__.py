@@ -20,18 +20,16 @@ class Arguments:
 
     Exit status: 0 the report is written; 1 no run has an evaluation yet; 2 bad input, nothing written.
 
-    Examples:
+    Example: python -m benchmark.report --out results/quick
 
-    python -m benchmark.report --out results/quick
+    Example, beside the published curves: python -m benchmark.report --out results/hopper-check --published
 
-    python -m benchmark.report --out results/hopper-check --published
-
-    python -m benchmark.report --out mine --import curves.csv --export parquet openrlbenchmark
+    Example, of anybody's curves: python -m benchmark.report --out mine --import curves.csv --export openrlbenchmark
     """
 
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """Results directory, with runs in DIR/TASK/METHOD/seed-K; may be empty where curves come from elsewhere."""
-    imports: Annotated[tuple[Path, ...], tyro.conf.arg(name="import", metavar="CSV")] = ()
+    imports: Annotated[tuple[Path, ...], tyro.conf.arg(name="import", metavar="CSV [CSV ...]")] = ()
     """Curves from elsewhere: columns task, method, seed, env_steps, score; others are ignored."""
     published: bool = False
     """Draw published curves behind, dashed, with a table of them; without any run, report them alone."""

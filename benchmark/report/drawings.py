@@ -121,8 +121,9 @@ def _where(summary: Summary) -> str:
 
 def _over(summary: Summary) -> str:
     """The task, or all of them by name."""
-    named = f": {', '.join(task.task for task in summary.tasks)}" if len(summary.tasks) > 1 else ""
-    return _where(summary) + named
+    if len(summary.tasks) == 1:
+        return f"on {_where(summary)}"
+    return f"{_where(summary)}: {', '.join(task.task for task in summary.tasks)}"
 
 
 def _distributions(summary: Summary, looks: Mapping[str, Style]) -> Iterator[Drawing]:

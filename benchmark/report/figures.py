@@ -42,6 +42,7 @@ LABELS = {
     "above": "Share of runs above",
 }
 STEPS, SECONDS, SHARE, SCORE = "Environment steps", "Wall-clock seconds", "Share of the budget", "Normalised score"
+_SMALL = 2.0
 _UNIT_QUANTITIES = ("success_rate", "above")
 
 
@@ -91,8 +92,10 @@ def _panel(axes: Axes, panel: Panel, looks: Mapping[str, Style]) -> None:
     for rank, curve in enumerate(panel.curves):
         _line(axes, curve, looks[curve.method], rank, last, band)
     axes.set_title(printable(panel.title, 34))
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=last > 2))
+    if last > _SMALL:
+        # 250k and 4M for steps and seconds; shares and scores as they are.
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=last > _SMALL))
     if panel.quantity in _UNIT_QUANTITIES:
         axes.set_ylim(-0.03, 1.03)
     if last <= 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -14,6 +15,9 @@ from benchmark.tables import csv_table, escape_html
 # Even a browser that would obey a hostile name may load nothing.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 _PREVIEW_ROWS = 100
+_WIDTH = re.compile(r'\bwidth="([0-9.]+)pt"')
+# Two figures stand side by side where neither is wider.
+_BROAD_POINTS = 450.0
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,10 @@ def _picture(picture: Picture) -> str:
     links = [f'<a href="{picture.stem}.{kind}">{kind.upper()}</a>' for kind in ("png", "pdf")]
     links.append(_download(f"{picture.stem}.csv", "data (CSV)", csv_table(picture.columns, picture.rows)))
     preview = _preview(picture)
+    width = _WIDTH.search(picture.svg)
+    broad = ' class="broad"' if width and float(width[1]) > _BROAD_POINTS else ""
     return (
-        f'<figure id="figure-{picture.stem}"><h3>{escape_html(picture.title)}</h3>\n{picture.svg}\n'
+        f'<figure id="figure-{picture.stem}"{broad}><h3>{escape_html(picture.title)}</h3>\n{picture.svg}\n'
         f"<figcaption>{escape_html(picture.caption)}</figcaption>"
         f'<p class="files">{" · ".join(links)}</p>{preview}</figure>'
     )
@@ -139,8 +145,9 @@ def render(
 {_section(summary)}
 {_warnings(warnings)}
 <section id="figures"><h2>Figures</h2>
+<div class="figures">
 {figures}
-</section>
+</div></section>
 {chr(10).join(map(_section, rest))}
 </main>
 <script>

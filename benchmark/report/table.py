@@ -120,7 +120,9 @@ def _html_entry(entry: Entry, is_number: bool) -> str:
 
 def html(table: Table) -> str:
     """A `table` element with a caption; its note is not part of it."""
-    head = "".join(f'<th scope="col">{tables.escape_html(column)}</th>' for column in table.columns)
+    kinds = [' class="number"' if index >= table.left else "" for index in range(len(table.columns))]
+    titles = zip(table.columns, kinds, strict=True)
+    head = "".join(f'<th scope="col"{kind}>{tables.escape_html(column)}</th>' for column, kind in titles)
     body = "\n".join(
         "<tr>" + "".join(_html_entry(entry, index >= table.left) for index, entry in enumerate(row)) + "</tr>"
         for row in table.rows
