@@ -117,7 +117,10 @@ def test_common_step_of_ragged_runs(tmp_path: Path) -> None:
     assert summary_row(tmp_path, "toy", "otpr", "iqm")["env_steps"] == "20"
     assert float(summary_row(tmp_path, "toy", "otpr", "iqm")["value"]) == pytest.approx(0.4 + 0.01)
     assert float(summary_row(tmp_path, "toy", "dppo", "mean")["value"]) == pytest.approx((0.6 + 0.2 + 0.2) / 3 + 0.01)
-    assert "unequal budgets, compared at 20 env steps; the longest run has reached 60" in (tmp_path / "report/summary.md").read_text()
+    assert (
+        "unequal budgets, compared at 20 env steps; the longest run has reached 60"
+        in (tmp_path / "report/summary.md").read_text()
+    )
 
 
 def test_broken_and_starting_runs_do_not_pull_the_step_down(tmp_path: Path) -> None:

@@ -6,13 +6,10 @@ import csv
 import math
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from benchmark.report.records import IMPORTED, UNKNOWN, Evaluation, Run
 from benchmark.tables import printable
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 COLUMNS = ("task", "method", "seed", "env_steps", "score")
 _KEY = ["task", "method", "seed", "env_steps"]
@@ -37,8 +34,8 @@ def _check_header(path: Path) -> None:
         raise ValueError(f"{path} has no column {', '.join(missing)}; needed: {', '.join(COLUMNS)}")
 
 
-def _read(path: Path) -> tuple[pd.DataFrame, int]:
-    """The needed columns, names as categories, and how many lines had too many fields.
+def _read(path: Path) -> Any:
+    """The needed columns as a data frame; fields beyond those of the header are ignored like other columns.
 
     Raises:
         ValueError: as `_check_header`, or where the rest cannot be parsed.
@@ -46,22 +43,21 @@ def _read(path: Path) -> tuple[pd.DataFrame, int]:
     import pandas as pd  # slow to import, and needed here alone
 
     _check_header(path)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with warnings.catch_warnings():
+        # Words among the numbers of a long file: what is no number is counted later.
+        warnings.simplefilter("ignore", pd.errors.DtypeWarning)
         try:
-            frame = pd.read_csv(
+            return pd.read_csv(
                 path,
                 usecols=lambda name: name in COLUMNS,
                 dtype={"task": "category", "method": "category"},
                 keep_default_na=False,
-                on_bad_lines="warn",
+                index_col=False,
                 encoding="utf-8-sig",
                 encoding_errors="replace",
             )
-        except (OSError, ValueError, pd.errors.ParserError) as error:
+        except (OSError, ValueError) as error:
             raise ValueError(f"{path} is not a CSV file: {printable(str(error), 120)}") from None
-    skipped = sum(str(warning.message).count("Skipping line") for warning in caught)
-    return frame, skipped
 
 
 def _clean(frame: Any, notes: list[str]) -> Any:
@@ -78,7 +74,7 @@ def _clean(frame: Any, notes: list[str]) -> Any:
     if not usable.all():
         first = int(usable.to_numpy().argmin()) + 2
         notes.append(
-            f"{int((~usable).sum())} row(s) left out, without a usable number or name (the first: row {first})"
+            f"{int((~usable).sum())} row(s) left out, without a usable number or name (the first near line {first})"
         )
     frame = frame.loc[usable]
     repeated = frame.duplicated(_KEY, keep="last")
@@ -88,7 +84,7 @@ def _clean(frame: Any, notes: list[str]) -> Any:
     return frame.sort_values(_KEY)
 
 
-def _run(identity: tuple[str, str, int], rows: pd.DataFrame, source: str) -> Run:
+def _run(identity: tuple[str, str, int], rows: Any, source: str) -> Run:
     pairs = zip(rows["env_steps"].tolist(), rows["score"].tolist(), strict=True)
     evaluations = tuple(
         Evaluation(index, steps, _NAN, _NAN, _NAN, _NAN, _NAN, _NAN, score)
@@ -107,9 +103,8 @@ def read_curves(path: Path) -> tuple[list[Run], list[str]]:
     Raises:
         ValueError: in one line, where `path` cannot be read, lacks a column or has no row that can be used.
     """
-    frame, skipped = _read(path)
-    notes = [f"{skipped} line(s) left out, with more fields than the header"] if skipped else []
-    frame = _clean(frame, notes)
+    notes: list[str] = []
+    frame = _clean(_read(path), notes)
     if frame.empty:
         raise ValueError(f"{path} has no row that can be used" + (f": {notes[-1]}" if notes else ""))
     source = printable(path.name, 60)

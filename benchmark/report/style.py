@@ -10,7 +10,8 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -170,20 +171,27 @@ def legend(figure: Figure, entries: Mapping[str, Any], columns: int, title: str 
     box.get_title().set_fontsize(7.5)
 
 
+@contextmanager
+def _any_glyph() -> Iterator[None]:
+    """Names may hold characters that the font lacks: they become boxes, which are for the eye to see."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        yield
+
+
 def lay_out(figure: Figure) -> None:
     """Once here, not again for each format that the figure is saved in."""
     engine = figure.get_layout_engine()
     if engine is not None:
-        engine.execute(figure)
+        with _any_glyph():
+            engine.execute(figure)
     # "none" would leave a placeholder, for whose sake every file is drawn twice.
     figure.set_layout_engine(None)
 
 
 def _render(figure: Figure, kind: str, metadata: dict[str, None]) -> bytes:
     content = io.BytesIO()
-    with mpl.rc_context(RC), warnings.catch_warnings():
-        # Names may hold characters that the font lacks: they become boxes, which is for the eye to see.
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+    with mpl.rc_context(RC), _any_glyph():
         figure.savefig(content, format=kind, dpi=_DPI, metadata=metadata)
     return content.getvalue()
 
