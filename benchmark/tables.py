@@ -8,7 +8,7 @@ import io
 import math
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 DASH = "\N{EN DASH}"
 _LATEX = {
@@ -101,7 +101,7 @@ def csv_number(value: float) -> str:
     return str(int(value)) if value == int(value) and abs(value) < 2**53 else repr(float(value))
 
 
-def csv_table(columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> str:
+def csv_table(columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> str:
     """CSV text with a header and one line a row.
 
     Raises:

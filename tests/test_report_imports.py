@@ -31,15 +31,15 @@ def write(path: Path, text: str | bytes) -> Path:
     return path
 
 
-def hostile_csv(path: Path) -> Path:
-    """Every name as a method on two tasks, with columns in another order and one too many."""
+def hostile_csv(path: Path, tasks: tuple[str, ...] = ("one/two <b>", "hopper 😀"), step: int = 10) -> Path:
+    """Every name as a method on each task, with columns in another order and one too many."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["score", "seed", "extra", "env_steps", "method", "task"])
     for name in HOSTILE:
-        for task in ("one/two <b>", "hopper 😀"):
+        for task in tasks:
             for seed in range(3):
-                writer.writerows([0.1 * index + 0.01 * seed, seed, "?", 10 * index, name, task] for index in range(4))
+                writer.writerows([0.1 * index + 0.01 * seed, seed, "?", step * index, name, task] for index in range(4))
     return write(path, text.getvalue())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from benchmark.report.cells import ALL_TASKS, Cell, Summary
 from benchmark.report.comparisons import Comparison, best_and_tied
@@ -35,15 +35,13 @@ PAIR_COLUMNS = ("scope", "task", "first", "second", "statistic", "value", "low",
 _OFFLINE_VALUES = {"yes": 1.0, "no": 0.0}
 
 
-def data_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
+def data_rows(runs: Sequence[Run]) -> Iterator[dict[str, str]]:
     """One row an evaluation, columns `DATA_COLUMNS`."""
-    rows = []
     for run in runs:
         identity = {"task": run.task, "method": run.method, "seed": str(run.seed), "state": run.state}
         identity |= {"offline_data": run.offline_data, "source": run.source}
         for evaluation in run.evaluations:
-            rows.append(identity | {name: csv_number(getattr(evaluation, name)) for name in CURVE_COLUMNS})
-    return rows
+            yield identity | {name: csv_number(getattr(evaluation, name)) for name in CURVE_COLUMNS}
 
 
 def _scope(task: str) -> str:

@@ -130,7 +130,7 @@ def html(table: Table) -> str:
     caption = tables.escape_html(table.title)
     return (
         f'<div class="wide" tabindex="0" role="region" aria-label="{caption}">'
-        f'<table class="sortable" id="{table.name}">'
+        f'<table class="sortable" id="table-{table.name}">'
         f"<caption>{caption}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
     )
 

@@ -93,8 +93,8 @@ def make_report(directory: Path, options: Options) -> Report:
 
 def _write_tables(report: Report, folder: Path) -> None:
     summary = report.summary
+    write_text(folder / "data.csv", csv_table(longform.DATA_COLUMNS, longform.data_rows(report.runs)))
     csv_files = {
-        "data.csv": (longform.DATA_COLUMNS, longform.data_rows(report.runs)),
         "summary.csv": (longform.SUMMARY_COLUMNS, longform.summary_rows(summary, report.pairs)),
         "comparisons.csv": (longform.PAIR_COLUMNS, longform.pair_rows(report.pairs)),
         "settings.csv": (("task", "setting", "method", "value"), texts.settings_rows(report)),
