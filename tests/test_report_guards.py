@@ -77,7 +77,7 @@ def test_other_starts_and_loops_are_told(tmp_path: Path) -> None:
 
     lines = two_methods(tmp_path, change)
     assert len(lines) == 2 and "different loop.eval_episodes" in lines[0] and "(16, 8)" in lines[0]
-    assert "score at step 0 is not the same for all methods on 1 seed(s) (seed 2: dppo 0.090, otpr 0.020)" in lines[1]
+    assert "score at step 0 is not the same for all methods on 1 seed(s) (seed 2: dppo 0.09, otpr 0.02)" in lines[1]
 
 
 @pytest.mark.parametrize("content", ["[]", "7", '{"git": 3, "packages": [1], "cpu": {"a": 1}}', "{", ""])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import math
@@ -74,6 +75,16 @@ def _scalars(row: Evaluation) -> dict[str, float]:
     return {f"evaluation/{name}": value for name in _SCALARS if math.isfinite(value := getattr(row, name))}
 
 
+def _safe(name: str) -> str:
+    """A name fit for a folder: never a path, never too long, different for different names."""
+    safe = quote(name, safe="").replace(".", "%2E")
+    return safe if len(safe) <= 100 else f"{safe[:80]}-{_digest(name)}"
+
+
+def _digest(name: str) -> str:
+    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
 def _tensorboard(runs: Sequence[Run], folder: Path) -> None:
     """One event file a run below `folder`/tensorboard, over environment steps; an earlier export is replaced."""
     from torch.utils.tensorboard import SummaryWriter
@@ -81,8 +92,7 @@ def _tensorboard(runs: Sequence[Run], folder: Path) -> None:
     root = folder / "tensorboard"
     rmtree(root, ignore_errors=True)
     for run in runs:
-        place = "/".join(quote(part, safe="")[:100] for part in (run.task, run.method, f"seed-{run.seed}"))
-        with SummaryWriter(str(root / place)) as writer:
+        with SummaryWriter(str(root / _safe(run.task) / _safe(run.method) / f"seed-{run.seed}")) as writer:
             for row in run.evaluations:
                 for name, value in _scalars(row).items():
                     writer.add_scalar(name, value, row.env_steps, walltime=_seconds(row))
@@ -93,8 +103,12 @@ def _seconds(row: Evaluation) -> float:
 
 
 def _wandb(runs: Sequence[Run], folder: Path) -> None:
-    """One offline run a run below `folder`/wandb, which `wandb sync` uploads; nothing goes over the network here."""
+    """One offline run a run below `folder`/wandb, which `wandb sync` uploads; nothing goes over the network here.
+
+    An earlier export is replaced. A run keeps its identifier, so that a second upload does not double it.
+    """
     wandb = importlib.import_module("wandb")
+    rmtree(folder / "wandb", ignore_errors=True)
     for run in runs:
         config = {"task": run.task, "method": run.method, "seed": run.seed, "state": run.state, "spec": dict(run.spec)}
         group = f"{run.task}/{run.method}"[:120]
@@ -102,6 +116,7 @@ def _wandb(runs: Sequence[Run], folder: Path) -> None:
             project="otpr-bench",
             dir=str(folder),
             mode="offline",
+            id=_digest(run.name),
             group=group,
             name=run.name[:120],
             config=config,

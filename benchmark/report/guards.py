@@ -89,7 +89,7 @@ def _starts(task: TaskSummary, runs: Sequence[Run]) -> list[str]:
     if not unlike:
         return []
     seed, found = next(iter(sorted(unlike.items())))
-    shown = _listed(f"{method} {score:.3f}" for score, method in found.items())
+    shown = _listed(f"{method} {score:.9g}" for score, method in found.items())
     return [
         f"{task.task}: the score at step 0 is not the same for all methods on {len(unlike)} seed(s) "
         f"(seed {seed}: {shown})."

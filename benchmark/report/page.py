@@ -14,7 +14,7 @@ from benchmark.tables import csv_table, escape_html
 
 # Even a browser that would obey a hostile name may load nothing.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
-_PREVIEW_ROWS = 100
+_PREVIEW_ROWS = 50
 _WIDTH = re.compile(r'\bwidth="([0-9.]+)pt"')
 # Two figures stand side by side where neither is wider.
 _BROAD_POINTS = 450.0
@@ -87,7 +87,8 @@ def _preview(picture: Picture) -> str:
 
 def _section(section: Section) -> str:
     body = "\n".join(
-        [f"<p>{escape_html(text)}</p>" for text in section.paragraphs] + [_table(t) for t in section.tables]
+        [f"<p>{escape_html(' '.join(text.split()))}</p>" for text in section.paragraphs]
+        + [_table(t) for t in section.tables]
     )
     if section.folded:
         body = f"<details><summary>Show</summary>\n{body}</details>"

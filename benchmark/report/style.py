@@ -96,6 +96,10 @@ LEGEND_LINE_INCHES = 0.19
 _FORMATS: dict[str, dict[str, None]] = {"png": {"Software": None}, "pdf": {"CreationDate": None}}
 _DPI = 140
 _IDENTIFIER = re.compile(r'(\bid="|url\(#|href="#)')
+# To a hundredth of a point; in attributes of places alone, never in what a text says.
+_PLACES = re.compile(r' (?:d|x|y|transform)="[^"]*"')
+_LONG_NUMBER = re.compile(r"(-?\d+\.\d\d)\d+")
+_GROUP = re.compile(r'<g id="[^"]*"')
 
 
 def _digest(method: str) -> bytes:
@@ -213,6 +217,10 @@ def svg(figure: Figure, stem: str, title: str) -> str:
     metadata: dict[str, None] = dict.fromkeys(("Date", "Creator", "Format", "Type"), None)
     text = _render(figure, "svg", metadata).decode("utf-8")
     text = text[text.index("<svg") :]
+    # Nothing refers to groups.
+    text = _GROUP.sub("<g", text)
+    text = _PLACES.sub(lambda found: _LONG_NUMBER.sub(r"\1", found[0]), text)
+    text = re.sub(r"\n\s+", "\n", text)
     text = _IDENTIFIER.sub(rf"\g<1>{stem}-", text)
     for old, new in (
         (INK, "currentColor"),
