@@ -25,7 +25,7 @@ _LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    '"': "''",
     DASH: "--",
     # After the end of a row, a bracket or a star would be taken for an argument of \\.
     "[": "{[}",

@@ -14,7 +14,7 @@ import pytest
 from test_report import make_run, read_csv, summary_row
 
 from benchmark import report, tables
-from benchmark.report import __main__ as command
+from benchmark.report import __main__ as program
 from benchmark.report import collect, curves, imported, published, style, summary
 
 HEADER = "task,method,seed,env_steps,score\n"
@@ -47,7 +47,7 @@ def test_a_report_of_imported_curves_alone(tmp_path: Path) -> None:
     text = HEADER + "".join(curve(method, seed, [0.1, 0.3, 0.5 + 0.1 * seed]) for method in "ab" for seed in range(3))
     path = write(tmp_path / "mine.csv", text)
     out = tmp_path / "out"
-    assert command.main(["--out", str(out), "--import", str(path)]) == 0
+    assert program.main(["--out", str(out), "--import", str(path)]) == 0
     assert float(summary_row(out, "t", "a", "iqm")["value"]) == pytest.approx(0.6)
     assert summary_row(out, "t", "a", "iqm")["protocol"] == "imported: mine.csv"
     assert float(summary_row(out, "t", "a", "area_under_curve")["value"]) == pytest.approx((0.2 + 0.45) / 2)
@@ -109,7 +109,7 @@ def test_files_that_cannot_be_used_are_one_line(
     path = tmp_path / "a.csv"
     if text is not None:
         write(path, text)
-    assert command.main(["--out", str(tmp_path / "out"), "--import", str(path)]) == 2
+    assert program.main(["--out", str(tmp_path / "out"), "--import", str(path)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and message in error and not (tmp_path / "out").exists()
 
@@ -138,15 +138,15 @@ def test_latex_compiles(tmp_path: Path, alone: bool) -> None:
         if not alone:
             head = r"\documentclass{article}\usepackage{booktabs}\begin{document}"
             source = write(tmp_path / "paper.tex", f"{head}\\input{{{path}}}\\end{{document}}")
-        done = subprocess.run(["pdflatex", "-interaction=nonstopmode", "-halt-on-error", str(source)], cwd=tmp_path,
-                              capture_output=True, text=True, check=False, errors="replace")  # fmt: skip
+        command = ["pdflatex", "-draftmode", "-interaction=nonstopmode", "-halt-on-error", str(source)]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, errors="replace")
         assert done.returncode == 0, done.stdout[-2000:]
 
 
 def test_a_run_that_is_there_twice_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_run(tmp_path / "out", "t", "m", 0, [0, 10])
     path = write(tmp_path / "a.csv", HEADER + curve("m", 0, [0.1, 0.2]))
-    assert command.main(["--out", str(tmp_path / "out"), "--import", str(path)]) == 2
+    assert program.main(["--out", str(tmp_path / "out"), "--import", str(path)]) == 2
     assert "t/m/seed-0 is in 'the results directory' and 'a.csv'" in capsys.readouterr().err
     assert not (tmp_path / "out" / "report").exists()
 

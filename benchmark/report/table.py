@@ -173,8 +173,8 @@ def latex(found: Sequence[Table], caption: str, label: str) -> str:
 
 def latex_file(floats: Sequence[str]) -> str:
     r"""A file to \input into a document with booktabs, which can also be compiled by itself."""
-    # Before a class is loaded the width of the text is zero.
-    alone = [r"\ifdim\textwidth=0pt", r"\documentclass[10pt,landscape]{article}", r"\usepackage[margin=1cm]{geometry}"]
+    # Before a class is loaded there is no such environment.
+    alone = [r"\ifx\table\undefined", r"\documentclass[10pt,landscape]{article}", r"\usepackage[margin=1cm]{geometry}"]
     alone += [r"\usepackage{booktabs}", r"\begin{document}\def\otprend{\end{document}}", r"\else\let\otprend\relax\fi"]
     return "\n".join(["% \\input this file into a document with booktabs, or compile it as it is", *alone, ""]) + (
         "\n".join(floats) + "\\otprend\n"

@@ -138,7 +138,8 @@ def latex(report: Report) -> str:
     floats = [table.latex(sections.score_tables(summary, report.pairs), caption, "tab:scores")]
     caption = f"{_COSTS} {sections.lacking(cells)}".replace("\n", " ")
     floats.append(table.latex(sections.cost_tables(summary), caption, "tab:costs"))
-    several = sections.comparison_tables(summary, report.pairs)
+    # All pairs on all tasks would not fit on a page: with several tasks, those over tasks alone.
+    several = sections.comparison_tables(summary, report.pairs)[:1]
     if several:
         caption = f"{_PAIRS} {sections.multiple_comparisons(report.pairs)}".replace("\n", " ")
         floats.append(table.latex(several, caption, "tab:pairs"))
