@@ -1,4 +1,4 @@
-"""Rough hours of a run on CPU cores, for plans: simulation, sampling and gradient steps, each at a measured rate.
+"""Rough hours and memory of a run, for plans and jobs: simulation, sampling and gradient steps at measured rates.
 
 The rates were measured on the machine of results/speed; another core may be several times slower or faster.
 """
@@ -24,6 +24,9 @@ SIMULATION_RATES = {
     "transport": 30.0,
     "toy": 500_000.0,
 }
+BASE_MEMORY = 1.5  # GiB
+ROBOSUITE_MEMORY = 1.0  # GiB, of 100 environments
+ROBOSUITE_TASKS = ("lift", "can", "square", "transport")
 FLOPS = 58e9  # float32 operations per second and core, of DPPO's Hopper iteration at the published sizes
 
 
@@ -43,6 +46,16 @@ def run_hours(spec: RunSpec) -> float:
     updates = collected / task.action_horizon * gradient_work(spec, task, sampling)
     simulation = (collected + evaluated) / SIMULATION_RATES.get(task.environment, float("inf"))
     return (simulation + (acting + updates) / FLOPS) / spec.threads / 3600
+
+
+def run_memory(spec: RunSpec) -> float:
+    """GiB that a run may need: interpreter and libraries, simulators, and the replay twice, for its checkpoint."""
+    task, loop = get_task(spec.task), spec.loop
+    stored = loop.iterations * loop.n_envs * loop.n_steps if get_arm(spec.method).learns else 0
+    transitions = min(spec.settings.get("replay_capacity", 0), stored)
+    row = 2 * task.observation_dim + task.action_horizon * task.action_dim + 2
+    simulators = ROBOSUITE_MEMORY if task.environment in ROBOSUITE_TASKS else 0.0
+    return BASE_MEMORY + simulators + 2 * 4 * row * transitions / 2**30
 
 
 def gradient_work(spec: RunSpec, task: Task, sampling_steps: int) -> float:

@@ -27,13 +27,15 @@ from benchmark.store import (
     CURVE_COLUMNS,
     RULE_COLUMNS,
     RunPaths,
-    load_checkpoint,
+    load_latest_checkpoint,
     read_json,
     save_checkpoint,
     write_rows,
 )
 from benchmark.tasks import LoopSettings, get_task
 from otpr.method import ActionChunk, Demonstrations, Method, Rollout, Rule, TaskShape
+
+EXPLODED_Q = 1e6  # mean |Q| beyond which a critic has diverged; discounted returns of all tasks stay far below
 
 
 class Collector:
@@ -197,9 +199,7 @@ class Trainer:
             metrics |= {"collect/reward": rollout.rewards.mean().item()}
             ends = (rollout.terminated | rollout.truncated).sum().item()
             metrics |= {"collect/episodes_ended": ends}
-        bad = [name for name, value in metrics.items() if not np.isfinite(value)]
-        if bad:
-            raise Diverged(f"not finite after iteration {self.iteration + 1}: {', '.join(bad)}")
+        self._check_divergence(metrics)
         self.iteration += 1
         times = {"time/collect": collected - started, "time/update": time.perf_counter() - collected}
         return {
@@ -208,6 +208,14 @@ class Trainer:
             **metrics,
             **{name: round(value, 4) for name, value in times.items()},
         }
+
+    def _check_divergence(self, metrics: dict[str, Any]) -> None:
+        when = f"after iteration {self.iteration + 1}"
+        bad = [name for name, value in metrics.items() if not np.isfinite(value)]
+        if bad:
+            raise Diverged(f"not finite {when}: {', '.join(bad)}")
+        if abs(metrics.get("critic/q", 0.0)) > EXPLODED_Q:
+            raise Diverged(f"Q exploded {when}: critic/q is {metrics['critic/q']:.3g}, beyond {EXPLODED_Q:.0g}")
 
     def _record_evaluation(self, method: Method) -> None:
         at = {"iteration": self.iteration, "env_steps": self.env_steps}
@@ -227,8 +235,8 @@ class Trainer:
         )
         return played.row(self.task, self.spec.loop.success_rule)
 
-    def save(self, paths: RunPaths) -> None:
-        """Write the checkpoint."""
+    def save(self, paths: RunPaths, last: bool = False) -> None:
+        """Write the checkpoint; `last` says that no further one follows."""
         state = {
             "digest": self.spec.digest,
             "iteration": self.iteration,
@@ -239,7 +247,7 @@ class Trainer:
             "collector": self.collector.state_dict(),
             "method": self.method.state_dict(),
         }
-        save_checkpoint(paths.checkpoint, state)
+        save_checkpoint(paths, state, last)
 
     def record(self, paths: RunPaths) -> None:
         """Write `curve.csv`, `metrics.csv` and, where asked for, `evaluations.csv`."""
@@ -254,9 +262,9 @@ class Trainer:
         Raises:
             ValueError: it is unreadable, or belongs to another spec.
         """
-        if not paths.checkpoint.exists():
+        state = load_latest_checkpoint(paths)
+        if state is None:
             return
-        state = load_checkpoint(paths.checkpoint)
         # A run begun before a setting was added goes by the digest that its file had then.
         if state.get("digest") not in (self.spec.digest, read_json(paths.spec).get("digest")):
             raise ValueError(f"{paths.checkpoint}: checkpoint of another specification")

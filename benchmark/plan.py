@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from benchmark.launch.lease import Lease, RunBusy
 from benchmark.methods import ARMS, get_arm, uses_demonstrations
 from benchmark.spec import RunSpec, make_spec
 from benchmark.store import RunPaths, read_json, run_paths, write_json
@@ -50,14 +51,19 @@ def parse_overrides(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
     return overrides
 
 
-def resolve_device(name: str) -> str:
+def resolve_device(name: str, job_gpus: int | None = None) -> str:
     """``auto`` to ``cuda`` where there is one.
+
+    Args:
+        job_gpus: GPUs of the jobs that the runs are put into; None where they run on this machine.
 
     Raises:
         ValueError: unknown name, or no such device here.
     """
     if name not in ("auto", "cpu", "cuda"):
         raise ValueError(f"unknown device {name!r}; valid: auto, cpu, cuda")
+    if job_gpus is not None and (job_gpus > 0 or name != "cuda"):
+        return "cuda" if job_gpus and name != "cpu" else "cpu"
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise ValueError("device 'cuda' asked for, but PyTorch sees no GPU; valid here: auto, cpu")
@@ -124,11 +130,11 @@ def _suite_specs(suite: Suite, overrides: dict[str, dict[str, Any]], device: str
     seeds = parse_seeds(suite.seeds)
     if min(seeds) < TUNING_SEEDS <= max(seeds):
         raise ValueError(f"seeds {suite.seeds} mix tuning seeds ({TUNING_SEEDS} and up) with reported ones")
-    return [
-        make_spec(
+    first = {
+        (task, method): make_spec(
             task,
             method,
-            seed,
+            seeds[0],
             suite.protocol,
             suite.loop | suite.task_loop.get(task, {}),
             suite.sampler,
@@ -138,9 +144,10 @@ def _suite_specs(suite: Suite, overrides: dict[str, dict[str, Any]], device: str
             plan_only,
         )
         for task in suite.tasks
-        for seed in seeds
         for method in suite.methods
-    ]
+    }
+    pairs = [(task, seed, method) for task in suite.tasks for seed in seeds for method in suite.methods]
+    return [replace(first[task, method], seed=seed) for task, seed, method in pairs]
 
 
 def plan_runs(specs: Sequence[RunSpec], out: Path) -> list[PlannedRun]:
@@ -160,6 +167,11 @@ def plan_runs(specs: Sequence[RunSpec], out: Path) -> list[PlannedRun]:
             state = read_json(paths.status).get("state", "queued") if paths.status.exists() else "queued"
         planned.append(PlannedRun(spec, paths, state))
     return planned
+
+
+def tasks_of(runs: Sequence[PlannedRun]) -> list[str]:
+    """The names of their tasks, each once."""
+    return list(dict.fromkeys(run.spec.task for run in runs))
 
 
 def difference(held: RunSpec, asked: RunSpec) -> str:
@@ -189,11 +201,25 @@ def check_writable(out: Path) -> None:
 
 
 def prepare(run: PlannedRun) -> None:
-    """Write the spec, unless an equal one is there, and the state ``queued``."""
+    """Write the spec, unless an equal one is there, and the state ``queued``, unless a process executes the run.
+
+    Raises:
+        OSError: the run's directory cannot be written.
+    """
     if not run.paths.spec.exists():
         write_json(run.paths.spec, run.spec.as_dict())
-    status = read_json(run.paths.status) if run.paths.status.exists() else {}
-    write_json(run.paths.status, status | {"state": "queued", "error": None, "iterations": run.spec.loop.iterations})
+    try:
+        with Lease(run.paths.lock):
+            status = read_json(run.paths.status) if run.paths.status.exists() else {}
+            if status.get("state") in ("failed", "diverged", "timed-out"):  # asked for again: its attempts count anew
+                status = {
+                    key: value for key, value in status.items() if key not in ("fruitless_attempts", "checkpointed")
+                }
+            write_json(
+                run.paths.status, status | {"state": "queued", "error": None, "iterations": run.spec.loop.iterations}
+            )
+    except RunBusy:
+        return
 
 
 def method_names() -> str:

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from benchmark.store import read_json, write_json
+
 PACKAGES = ("torch", "numpy", "mujoco", "gymnasium", "numba", "scipy", "pot", "rliable", "pandas")
 
 
@@ -29,6 +31,21 @@ def collect_provenance() -> dict[str, Any]:
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "slurm": {key: value for key, value in os.environ.items() if key.startswith("SLURM_JOB") and "PATH" not in key},
     }
+
+
+def add_attempt(path: Path, attempt: dict[str, Any]) -> None:
+    """Add an attempt, with the commit that it runs, to the provenance at `path`, collected where there is none.
+
+    Args:
+        attempt: number, host, job and time of its start, which say where the results from then on come from.
+
+    Raises:
+        ValueError: the file is damaged.
+        OSError: it cannot be written.
+    """
+    known = read_json(path) if path.exists() else collect_provenance()
+    attempts = [*known.get("attempts", []), attempt | {"git": git_state(Path(__file__).parent)}]
+    write_json(path, known | {"attempts": attempts})
 
 
 def version(package: str) -> str | None:

@@ -4,6 +4,7 @@
     python -m benchmark.run --suite quick --methods dppo otpr --seeds 5 --out results/mine
     python -m benchmark.run --suite quick --set dppo.clip_coef=0.02 --out results/wide-clip
     python -m benchmark.run --suite quick --dry-run
+    python -m benchmark.run --suite all --launcher slurm --partition gpu --gpus 1 --runs-per-job 4 --detach
     python -m benchmark.run --from-spec results/quick/hopper-local/dppo/seed-0/spec.json --out results/again
 
 Exit status 0: everything asked for is done; 1: some run is not; 2: bad input, nothing started.
@@ -12,29 +13,30 @@ Exit status 0: everything asked for is done; 1: some run is not; 2: bad input, n
 from __future__ import annotations
 
 import importlib
-import os
+import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
 
 from benchmark.data.access import data_present, missing_data_message
-from benchmark.estimate import run_hours
-from benchmark.launch.local import run_inline, run_pool
+from benchmark.describe import describe, describe_data, describe_jobs
+from benchmark.launch.execute import ENDED
+from benchmark.launch.launcher import Launch, choose_launcher
+from benchmark.launch.slurm import SlurmOptions
 from benchmark.plan import (
     PlannedRun,
     choose,
     make_specs,
     parse_overrides,
     plan_runs,
-    prepare,
     resolve_device,
     startable,
+    tasks_of,
 )
-from benchmark.policies import policy_path
 from benchmark.pretrain import ensure_policy
 from benchmark.report import write_report
 from benchmark.spec import RunSpec
@@ -58,20 +60,22 @@ class Arguments:
     """N for seeds 0 to N-1, or A-B; 1000 and up are for tuning."""
     out: Path | None = None
     """Output directory (default: results/SUITE)."""
-    launcher: Literal["auto", "local", "inline"] = "auto"
-    """auto and local: a bounded pool of processes; inline: one run after the other in this process."""
+    launcher: Literal["auto", "local", "slurm", "inline"] = "auto"
+    """local: a bounded pool of processes; slurm: jobs; inline: one run after the other in this process; auto: slurm
+    where its controller answers and this is not a job already, else local."""
     max_parallel: int | None = None
-    """Processes at once (default: cores divided by the threads of a run)."""
+    """Runs at once (default: local, what cores, memory and GPUs hold; slurm, no limit)."""
     device: str = "auto"
     """auto, cpu or cuda."""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """METHOD.FIELD=VALUE, repeatable."""
     retry_failed: bool = False
-    """Also run again what failed or diverged."""
+    """Also run again what failed, diverged or timed out."""
     from_spec: Path | None = None
     """Repeat the one run that this spec.json describes."""
     dry_run: bool = False
     """Print the plan and start nothing."""
+    slurm: tyro.conf.OmitArgPrefixes[SlurmOptions] = field(default_factory=SlurmOptions)
 
 
 def main(arguments: Arguments) -> int:
@@ -82,37 +86,46 @@ def main(arguments: Arguments) -> int:
     """
     try:
         experiment = experiment_suite(arguments)
-        runs, out = plan(arguments)
-        parallel = pool_size(arguments, runs)
+        launcher = choose_launcher(arguments.launcher, arguments.slurm)
+        runs, out = plan(arguments, launcher)
+        launch = Launch(launcher, arguments.slurm, arguments.max_parallel, out)
+        launch.check(select_pending(runs, arguments.retry_failed))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if experiment:
         return run_experiment(experiment, out, arguments.dry_run)
-    print(describe(runs, select_pending(runs, arguments.retry_failed), out))
+    pending = select_pending(runs, arguments.retry_failed)
+    print(describe(runs, pending, out))
+    if launcher == "slurm":
+        print(describe_jobs(launch.jobs(pending), arguments.slurm, out, arguments.max_parallel, arguments.dry_run))
     if arguments.dry_run:
         print(describe_data(runs))
         return 0
+    return carry_out(arguments, launch, runs, out)
+
+
+def carry_out(arguments: Arguments, launch: Launch, runs: list[PlannedRun], out: Path) -> int:
+    """Train what policies are missing, bring the runs to their ends, and write the report.
+
+    Returns:
+        The exit status.
+    """
     try:
-        runs, waiting = make_ready(arguments, runs)
-        pending = select_pending(runs, arguments.retry_failed)
-        for run in pending:
-            prepare(run)
+        runs, waiting = make_ready(arguments, launch.launcher, runs)
+        with ProgressPrinter([run.paths for run in runs]) as progress:
+            launch.start(runs, select_pending(runs, arguments.retry_failed), progress.update)
+    except KeyboardInterrupt:
+        print(launch.interrupted, file=sys.stderr)
+        return 1
     except OSError as error:
         print(f"error: {error.filename or out}: {error.strerror}", file=sys.stderr)
         return 2
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    roots = [run.paths.root for run in pending]
-    try:
-        with ProgressPrinter([run.paths for run in runs]) as progress:
-            if arguments.launcher == "inline":
-                run_inline(roots, progress.update)
-            else:
-                run_pool(roots, parallel, progress.update)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from the checkpoints", file=sys.stderr)
+    if arguments.slurm.detach:
+        print(f"submitted; see python -m benchmark.status --out {out}; the same command without --detach follows it")
         return 1
     unfinished = finish(runs, out) if runs else 0
     if waiting:
@@ -122,16 +135,13 @@ def main(arguments: Arguments) -> int:
 
 def select_pending(runs: list[PlannedRun], retry_failed: bool) -> list[PlannedRun]:
     """The runs that are to be started or gone on with."""
-    ended = {"done"} if retry_failed else {"done", "failed", "diverged"}
+    ended = {"done"} if retry_failed else set(ENDED)
     return [run for run in runs if run.state not in ended]
 
 
-def tasks_of(runs: list[PlannedRun]) -> list[str]:
-    """The names of their tasks, each once."""
-    return list(dict.fromkeys(run.spec.task for run in runs))
-
-
-def make_ready(arguments: Arguments, runs: list[PlannedRun]) -> tuple[list[PlannedRun], list[PlannedRun]]:
+def make_ready(
+    arguments: Arguments, launcher: str, runs: list[PlannedRun]
+) -> tuple[list[PlannedRun], list[PlannedRun]]:
     """Train the policies that are missing where there is data to train them on.
 
     Returns:
@@ -147,7 +157,7 @@ def make_ready(arguments: Arguments, runs: list[PlannedRun]) -> tuple[list[Plann
         print(f"{name}: training its policy", flush=True)
         ensure_policy(get_task(name), lambda step, loss: print(f"  step {step}  loss {loss:.4f}", flush=True))
     if trainable:
-        runs, _ = plan(arguments)
+        runs, _ = plan(arguments, launcher)
     ready = [run for run in runs if startable(run.spec)]
     return ready, [run for run in runs if not startable(run.spec)]
 
@@ -192,7 +202,7 @@ def run_experiment(suite: Suite, out: Path, dry_run: bool) -> int:
     return 0 if reached else 1
 
 
-def plan(arguments: Arguments) -> tuple[list[PlannedRun], Path]:
+def plan(arguments: Arguments, launcher: str) -> tuple[list[PlannedRun], Path]:
     """The runs asked for and the output directory.
 
     Raises:
@@ -204,60 +214,13 @@ def plan(arguments: Arguments) -> tuple[list[PlannedRun], Path]:
         if arguments.out is None:
             raise ValueError("--from-spec needs --out DIR")
         return plan_runs([RunSpec.from_dict(read_json(arguments.from_spec))], arguments.out), arguments.out
-    overrides, device = parse_overrides(arguments.set), resolve_device(arguments.device)
+    gpus = arguments.slurm.gpus if arguments.slurm.gpus is not None else int(arguments.device == "cuda")
+    device = resolve_device(arguments.device, gpus if launcher == "slurm" else None)
+    overrides = parse_overrides(arguments.set)
     suite = load_suite(arguments.suite or "")
     suites = choose(suite, arguments.methods, arguments.tasks, arguments.seeds)
     out = arguments.out or Path("results") / suite.name
     return plan_runs(make_specs(suites, overrides, device, plan_only=True), out), out
-
-
-def pool_size(arguments: Arguments, runs: list[PlannedRun]) -> int:
-    """Processes at once.
-
-    Raises:
-        ValueError: fewer than one asked for.
-    """
-    if arguments.max_parallel is None:
-        return max((os.cpu_count() or 1) // max((run.spec.threads for run in runs), default=1), 1)
-    if arguments.max_parallel < 1:
-        raise ValueError(f"--max-parallel must be at least 1, got {arguments.max_parallel}")
-    return arguments.max_parallel
-
-
-def describe(runs: list[PlannedRun], pending: list[PlannedRun], out: Path) -> str:
-    """The plan in a few lines: one per task and method, with the rough hours of a run."""
-    hours, devices = sum(run_hours(run.spec) for run in pending), {run.spec.device for run in pending}
-    rough = f", about {hours:,.1f} hours one after the other on {pending[0].spec.threads} CPU cores" if pending else ""
-    if devices - {"cpu"}:
-        rough += " (with a GPU: less, not measured)"
-    lines = [f"{len(runs)} runs in {out}, {len(pending)} to do{rough}"]
-    groups: dict[tuple[str, str], list[PlannedRun]] = {}
-    for run in runs:
-        groups.setdefault((run.spec.task, run.spec.method), []).append(run)
-    for (task, method), members in groups.items():
-        loop = members[0].spec.loop
-        seeds = ", ".join(str(run.spec.seed) for run in members)
-        steps = loop.iterations * loop.n_envs * loop.n_steps * get_task(task).action_horizon
-        rough = f"{run_hours(members[0].spec):,.2f} h"
-        lines.append(
-            f"  {task:21} {method:15} seeds {seeds}; {loop.iterations} iterations, {steps:,} steps, {rough} a run"
-        )
-    return "\n".join(lines)
-
-
-def describe_data(runs: list[PlannedRun]) -> str:
-    """What each task starts from, and what is missing."""
-    lines, missing = [], []
-    for name in tasks_of(runs):
-        if all(startable(run.spec) for run in runs if run.spec.task == name):
-            state = f"policy {policy_path(get_task(name))}"
-        elif data_present(name):
-            state = "its policy is trained first, on the data that is there"
-        else:
-            state = "no data, no policy"
-            missing.append(name)
-        lines.append(f"  {name:21} {state}")
-    return "\n".join([*lines, *([missing_data_message(missing)] if missing else [])])
 
 
 def finish(runs: list[PlannedRun], out: Path) -> int:
@@ -268,12 +231,17 @@ def finish(runs: list[PlannedRun], out: Path) -> int:
         print(f"no report: {error}", file=sys.stderr)
     unfinished = 0
     for run in runs:
-        status = read_json(run.paths.status)
+        status = read_json(run.paths.status) if run.paths.status.exists() else {"state": "queued"}
         if status["state"] != "done":
             unfinished += 1
             print(f"{run.paths.root}: {status['state']}: {status.get('error')}", file=sys.stderr)
     return 1 if unfinished else 0
 
 
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _interrupt)
     sys.exit(main(tyro.cli(Arguments, description=__doc__, prog="python -m benchmark.run")))

@@ -22,10 +22,15 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from benchmark.store import RunPaths, read_json
+from benchmark.launch.lease import STALE_SECONDS
+from benchmark.store import STATES, RunPaths, read_json
 
-STYLES = {"done": "green", "running": "cyan", "failed": "red", "diverged": "magenta", "cancelled": "yellow"}
+STYLES = {
+    "done": "green", "running": "cyan", "failed": "red", "diverged": "magenta", "timed-out": "red",
+    "cancelled": "yellow",
+}  # fmt: skip
 WATCH_SECONDS = 2.0
+FEW_RUNS = 30  # of which each gets a line while they are followed
 SAY_SECONDS = 60.0  # between lines of progress where there is no terminal
 
 
@@ -35,13 +40,29 @@ def find_runs(out: Path) -> list[RunPaths]:
 
 
 def read_status(paths: RunPaths) -> dict[str, Any]:
-    """Task, method, seed and the contents of `status.json`; a damaged file shows as state ``unknown``."""
+    """Task, method, seed and the contents of `status.json`; a damaged file shows as state ``unknown``.
+
+    A run that says it is running without a sign of life for `STALE_SECONDS` says so in its error.
+    """
     task, method, seed = paths.root.parts[-3:]
     place = {"task": task, "method": method, "seed": int(seed.removeprefix("seed-"))}
     try:
-        return place | read_json(paths.status)
+        row = place | read_json(paths.status)
     except ValueError as error:
         return place | {"state": "unknown" if paths.status.exists() else "queued", "error": str(error)}
+    if row["state"] == "running":
+        silent = time.time() - max(row.get("heartbeat", 0.0), _heartbeat(paths.lock))
+        if silent > STALE_SECONDS:
+            row["error"] = f"no sign of life for {duration(silent)}; run the same command again to go on"
+    return row
+
+
+def _heartbeat(lock: Path) -> float:
+    """When the holder of the lease said last that it is alive."""
+    try:
+        return lock.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def duration(seconds: float | None) -> str:
@@ -67,6 +88,37 @@ def status_table(rows: Sequence[dict[str, Any]]) -> Table:
             "" if score is None else f"{score:.3f}",
             duration(row.get("eta_seconds")) if row["state"] == "running" else "",
             (row.get("error") or "")[:80],
+        )
+    return table
+
+
+def overview(rows: Sequence[dict[str, Any]]) -> Group:
+    """What fits on a screen: one line a run for a few, else one a task and method and what went wrong."""
+    if len(rows) <= FEW_RUNS:
+        return Group(status_table(rows))
+    wrong = [row for row in rows if row.get("error")]
+    return Group(summary_table(rows), *([status_table(wrong[:FEW_RUNS])] if wrong else []))
+
+
+def summary_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """One line a task and method: how many runs are in which state, their mean progress and score, the longest ETA."""
+    present = [state for state in (*STATES, "unknown") if any(row["state"] == state for row in rows)]
+    table = Table("task", "method", *present, "progress", "score", "ETA", box=None)
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["task"], row["method"]), []).append(row)
+    for (task, method), members in groups.items():
+        counts = [sum(row["state"] == state for row in members) for state in present]
+        shares = [(row.get("iteration") or 0) / (row.get("iterations") or 1) for row in members]
+        scores = [row["score"] for row in members if row.get("score") is not None]
+        etas = [row["eta_seconds"] for row in members if row["state"] == "running" and row.get("eta_seconds")]
+        table.add_row(
+            task,
+            method,
+            *(f"[{STYLES.get(state, 'default')}]{n}[/]" if n else "" for state, n in zip(present, counts, strict=True)),
+            f"{sum(shares) / len(shares):.0%}",
+            f"{sum(scores) / len(scores):.3f}" if scores else "",
+            duration(max(etas, default=None)),
         )
     return table
 
@@ -104,7 +156,7 @@ class ProgressPrinter:
         rows = [read_status(paths) for paths in self.runs]
         summary = self._summary(rows, now)
         if self.live:
-            self.live.update(Group(status_table(rows), summary), refresh=True)
+            self.live.update(Group(overview(rows), summary), refresh=True)
             return
         for paths, row in zip(self.runs, rows, strict=True):
             if self.states.get(paths.root, "queued") != row["state"]:
@@ -151,15 +203,18 @@ def main(arguments: Arguments) -> int:
         return 2
     rows = [read_status(paths) for paths in runs]
     if arguments.watch:
-        with Live(status_table(rows), refresh_per_second=1) as live:
+        with Live(overview(rows), refresh_per_second=1) as live:
             while any(row["state"] in ("running", "queued") for row in rows):
                 time.sleep(WATCH_SECONDS)
                 rows = [read_status(paths) for paths in runs]
-                live.update(status_table(rows))
+                live.update(overview(rows))
     elif arguments.json:
         print(json.dumps(rows, indent=2))
     else:
-        Console(width=None if sys.stdout.isatty() else 160).print(status_table(rows))
+        console = Console(width=None if sys.stdout.isatty() else 160)
+        console.print(summary_table(rows))
+        console.print()
+        console.print(status_table(rows))
     return 0 if all(row["state"] == "done" for row in rows) else 1
 
 

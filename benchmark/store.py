@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,11 @@ class RunPaths:
         return self.root / "checkpoint.pt"
 
     @property
+    def previous_checkpoint(self) -> Path:
+        """The one before, for when the last is damaged; gone when the run is done."""
+        return self.root / "checkpoint-previous.pt"
+
+    @property
     def lock(self) -> Path:
         """Held by the process that executes the run."""
         return self.root / "run.lock"
@@ -85,8 +91,11 @@ def run_paths(out: Path, task: str, method: str, seed: int) -> RunPaths:
     return RunPaths(out / task / method / f"seed-{seed}")
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes | memoryview, keep: Path | None = None) -> None:
     """Write through a temporary file of this process in the same directory, flushed to disk, then renamed.
+
+    Args:
+        keep: new name of the file that was there, if any.
 
     Raises:
         OSError: as the file system says; the old content is then untouched.
@@ -98,6 +107,8 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            os.replace(path, keep)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -111,6 +122,20 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write an object as indented JSON."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def overwrite_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write an object into an existing file in place, for a full disk: the file's own blocks are used again.
+
+    Raises:
+        OSError: there is no such file, or not even this is possible.
+    """
+    text = json.dumps(value, indent=2, sort_keys=True) + "\n"
+    with path.open("r+b") as file:
+        file.write(text.encode())
+        file.truncate()
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -140,20 +165,51 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Iterable[
     write_text(path, text.getvalue())
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Save a state of tensors and plain values, atomically."""
+def save_checkpoint(paths: RunPaths, state: dict[str, Any], last: bool = False) -> None:
+    """Save a state of tensors and plain values, atomically; the checkpoint before it is kept beside it.
+
+    Args:
+        last: no further one follows, so that the one before is no longer needed.
+
+    Raises:
+        OSError: as the file system says; the old checkpoints are then untouched.
+    """
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_bytes(path, buffer.getvalue())
+    write_bytes(paths.checkpoint, buffer.getbuffer(), paths.previous_checkpoint)
+    if last:
+        paths.previous_checkpoint.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Load a state without unpickling objects.
+    """Load a state without unpickling objects, after its checksums were compared.
 
     Raises:
-        ValueError: truncated, or not a checkpoint.
+        ValueError: truncated, damaged, or not a checkpoint.
     """
     try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"checksum of {damaged}")
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{path}: unreadable checkpoint ({type(error).__name__}); delete it to start over") from error
+
+
+def load_latest_checkpoint(paths: RunPaths) -> dict[str, Any] | None:
+    """The last checkpoint, or the one before where the last is damaged, which is then set aside; None without any.
+
+    Raises:
+        ValueError: there are checkpoints, and none is readable.
+    """
+    last, previous = paths.checkpoint, paths.previous_checkpoint
+    if not previous.exists():
+        return load_checkpoint(last) if last.exists() else None
+    try:
+        return load_checkpoint(last)
+    except ValueError as error:
+        state = load_checkpoint(previous)
+        print(f"{error}; going on from {previous.name}")
+    last.unlink(missing_ok=True)
+    return state

@@ -231,7 +231,7 @@ def _local(
 
 
 _GYM_LOCAL = PretrainSettings(gradient_steps=24_000, batch_size=128)
-_WALK_LOCAL = PretrainSettings(gradient_steps=40_000, batch_size=256)
+_WALK_LOCAL = PretrainSettings(gradient_steps=120_000, batch_size=256)
 _GYM_SHORT = LoopSettings(n_envs=40, n_steps=20, iterations=20, eval_every=5, eval_episodes=16)
 
 TASKS: dict[str, Task] = {
@@ -253,16 +253,17 @@ TASKS: dict[str, Task] = {
                    0.18),
         _local("hopper", _HOPPER, _GYM_NETWORK, _GYM_LOCAL, _GYM_SHORT, _GYM_LOOP, 1437.0),
         _local("walker2d", _WALKER2D, _GYM_NETWORK, _WALK_LOCAL, _GYM_SHORT, _GYM_LOOP, 2850.0),
-        _local("halfcheetah", _HALFCHEETAH, _GYM_NETWORK, _GYM_LOCAL, _GYM_SHORT, _GYM_LOOP, 4200.0),
+        _local("halfcheetah", _HALFCHEETAH, _GYM_NETWORK, replace(_WALK_LOCAL, gradient_steps=80_000), _GYM_SHORT,
+               _GYM_LOOP, 4200.0),
         _local("kitchen", _KITCHEN, _KITCHEN_NETWORK, replace(_GYM_LOCAL, gradient_steps=20_000),
                replace(_GYM_SHORT, n_steps=35, eval_episodes=20)),
         _local("lift", replace(_LIFT, max_episode_steps=100), _LIFT_NETWORK,
                replace(_GYM_LOCAL, gradient_steps=4_000),  # stopped early, to leave something to improve, as in DPPO
                LoopSettings(n_envs=20, n_steps=25, iterations=15, eval_every=5, eval_episodes=20)),
-        _local("can", replace(_CAN, max_episode_steps=200), _LIFT_NETWORK, replace(_GYM_LOCAL, gradient_steps=16_000),
+        _local("can", replace(_CAN, max_episode_steps=200), _LIFT_NETWORK, replace(_GYM_LOCAL, gradient_steps=12_000),
                LoopSettings(n_envs=20, n_steps=25, iterations=20, eval_every=10, eval_episodes=20)),
         _local("square", replace(_SQUARE, max_episode_steps=200), _LIFT_NETWORK,
-               replace(_GYM_LOCAL, gradient_steps=24_000, batch_size=256),
+               replace(_GYM_LOCAL, gradient_steps=60_000, batch_size=256),
                LoopSettings(n_envs=20, n_steps=25, iterations=20, eval_every=10, eval_episodes=20)),
         Task(
             name="toy",

@@ -26,7 +26,10 @@ SHORTER = {
 }
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+SLURM = [command for command in COMMANDS if "--launcher slurm" in command]  # run by test_slurm.py
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in SLURM])
 def test_readme_command_works(command: str, tmp_path: Path, cache: Path) -> None:
     arguments = shlex.split(command)
     arguments += SHORTER.get(" ".join(arguments[:3]), SHORTER.get(" ".join(arguments[:2]), []))

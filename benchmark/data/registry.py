@@ -151,7 +151,7 @@ DATASETS: dict[str, LocalData | PublishedData] = {
     data.task: data
     for data in [
         LocalData("hopper-local", "hopper", 1000, "hopper.pt", _SAC),
-        LocalData("walker2d-local", "walker2d", 300, "walker2d.pt", _SAC),
+        LocalData("walker2d-local", "walker2d", 900, "walker2d.pt", _SAC),
         LocalData("halfcheetah-local", "halfcheetah", 300, "halfcheetah.pt", _SAC),
         LocalData(
             "kitchen-local",

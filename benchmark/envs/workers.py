@@ -238,7 +238,11 @@ def _stop_workers(workers: list[tuple[subprocess.Popen[bytes], Connection]]) -> 
 
 def serve(connection: Connection, parent: int) -> None:
     """A worker's whole life: answer the calls of a `WorkerGroup` until it hangs up or its process `parent` is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent decides
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # they reach all processes of a terminal or a job; the parent decides
+        signal.signal(number, signal.SIG_IGN)
     pool: SimulatorPool | None = None
     try:
         while True:

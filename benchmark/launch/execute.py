@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import os
 import platform
 import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +17,27 @@ import torch
 
 from benchmark.evaluation import Diverged
 from benchmark.finetune import Trainer
-from benchmark.provenance import collect_provenance
+from benchmark.launch.lease import Lease, job_id
+from benchmark.provenance import add_attempt
 from benchmark.spec import RunSpec
-from benchmark.store import RunPaths, read_json, write_json
+from benchmark.store import RunPaths, overwrite_json, read_json, write_json
 
 CHECKPOINT_SECONDS = 120.0  # between checkpoints; a kill loses at most this and one iteration
+RECORD_SECONDS = 2.0  # between writes of the curve, the metrics and the status
+ENDED = ("done", "failed", "diverged", "timed-out")  # states that only a new preparation leaves
+FRUITLESS_ATTEMPTS = 2  # used up by the time limit without a new checkpoint, after which the run is timed-out
+_MACHINE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS)
 
 
-class RunBusy(Exception):
-    """Another process executes this run."""
+class Stopped(Exception):
+    """The run was asked to stop, and did so after an iteration, with a checkpoint."""
 
 
-@contextmanager
-def lease(paths: RunPaths) -> Iterator[None]:
-    """Hold the run's lock file; the operating system drops it when the process ends, however it ends.
+@dataclass
+class Stop:
+    """How a run is asked to stop: signal handlers set `state`, and the run ends with it after the current iteration."""
 
-    Raises:
-        RunBusy: another process holds it.
-    """
-    with paths.lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunBusy(f"{paths.root} is being run by another process") from error
-        yield
+    state: str = ""  # "cancelled", or "queued" where the run goes on later by itself
 
 
 @contextmanager
@@ -56,29 +54,39 @@ def numeric_settings(spec: RunSpec) -> Iterator[None]:
 
 
 class Status:
-    """The run's `status.json`: rewritten whenever something changes, with a heartbeat."""
+    """The run's `status.json`: rewritten when something changes, with a heartbeat; only by the holder of the lease."""
 
-    def __init__(self, paths: RunPaths, spec: RunSpec) -> None:
-        self.path = paths.status
+    def __init__(self, paths: RunPaths, iterations: int, lease: Lease, time_limit: float | None) -> None:
+        self.path, self.lease = paths.status, lease
         previous = read_json(paths.status) if paths.status.exists() else {}
-        self.values: dict[str, Any] = {
+        self.values: dict[str, Any] = previous | {
             "state": "running",
             "attempt": int(previous.get("attempt", 0)) + 1,
             "host": platform.node(),
             "pid": os.getpid(),
-            "job_id": os.environ.get("SLURM_JOB_ID"),
-            "iteration": 0,
-            "iterations": spec.loop.iterations,
+            "job_id": job_id(),
+            "started": time.time(),
+            "iterations": iterations,
             "error": None,
+            "fruitless_attempts": _fruitless(previous, time_limit),
         }
 
     def write(self, **changes: Any) -> None:
-        """Change values and write the file with the present time as heartbeat."""
+        """Change values and write the file with the present time as heartbeat, into the old one where the disk is full.
+
+        Raises:
+            LeaseLost: another process executes the run now.
+        """
         self.values |= changes
-        write_json(self.path, self.values | {"heartbeat": time.time()})
+        self.lease.check()
+        content = self.values | {"heartbeat": time.time()}
+        try:
+            write_json(self.path, content)
+        except OSError:
+            overwrite_json(self.path, content)
 
     def progress(self, trainer: Trainer, started: float, first_iteration: int) -> None:
-        """Iteration, environment steps, last score and the estimated seconds to the end."""
+        """Iteration, environment steps, last score, seconds an iteration takes and those to the end."""
         finished = trainer.iteration - first_iteration
         rate = (time.monotonic() - started) / finished if finished else None
         self.write(
@@ -87,29 +95,57 @@ class Status:
             score=trainer.curve[-1]["score"] if trainer.curve else None,
             return_mean=trainer.curve[-1]["return_mean"] if trainer.curve else None,
             wall_seconds=round(trainer.wall_seconds, 1),
+            iteration_seconds=self.values.get("iteration_seconds") if rate is None else round(rate, 2),
             eta_seconds=None if rate is None else round(rate * (trainer.spec.loop.iterations - trainer.iteration), 1),
         )
 
 
-def execute(root: Path, checkpoint_seconds: float = CHECKPOINT_SECONDS) -> str:
-    """Run, or go on with, the run in directory `root`, which holds a `spec.json`.
+def _fruitless(previous: dict[str, Any], time_limit: float | None) -> int:
+    """How many attempts in a row spent most of the time limit without a new checkpoint, up to the last one."""
+    lasted = previous.get("heartbeat", 0.0) - previous.get("started", previous.get("heartbeat", 0.0))
+    if time_limit is None or previous.get("checkpointed", True) or lasted < time_limit / 2:
+        return int(previous.get("fruitless_attempts", 0)) if not previous.get("checkpointed", True) else 0
+    return int(previous.get("fruitless_attempts", 0)) + 1
+
+
+def execute(
+    root: Path,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    stop: Stop | None = None,
+    time_limit: float | None = None,
+) -> str:
+    """Run, or go on with, the run in directory `root`, which holds a `spec.json`; one that has ended stays as it is.
+
+    Args:
+        checkpoint_seconds: between checkpoints.
+        stop: asks it to stop.
+        time_limit: seconds after which the scheduler ends the attempt; None for no end.
 
     Returns:
-        The final state: ``done``, ``failed``, ``diverged`` or ``cancelled``; also in `status.json`, with the error.
+        The state, also in `status.json` with the error: ``done``, ``failed``, ``diverged``, ``timed-out`` or
+        ``cancelled``; ``queued`` where `stop` asks for it.
 
     Raises:
         RunBusy: another process executes it.
-        KeyboardInterrupt: asked to stop; the state is then ``cancelled`` and a later call goes on.
+        LeaseLost: another process took it over; nothing was written since.
+        KeyboardInterrupt: asked to stop at once; the state is then ``cancelled`` and a later call goes on.
     """
-    paths = RunPaths(root)
-    with lease(paths):
+    paths, stop = RunPaths(root), stop or Stop()
+    with Lease(paths.lock) as lease:
+        if paths.status.exists() and read_json(paths.status).get("state") in ENDED:
+            return read_json(paths.status)["state"]
         spec = RunSpec.from_dict(read_json(paths.spec))
-        status = Status(paths, spec)
-        status.write()
+        status = Status(paths, spec.loop.iterations, lease, time_limit)
+        if status.values["fruitless_attempts"] >= FRUITLESS_ATTEMPTS and time_limit is not None:
+            status.write(state="timed-out", error=too_slow(status.values, time_limit))
+            return "timed-out"
         try:
+            status.write(checkpointed=False)
             with numeric_settings(spec):
-                train(spec, paths, status, checkpoint_seconds)
+                train(spec, paths, status, checkpoint_seconds, stop)
             status.write(state="done", eta_seconds=0.0)
+        except Stopped:
+            status.write(state=stop.state, error=None if stop.state == "queued" else "stopped")
         except Diverged as error:
             status.write(state="diverged", error=str(error))
         except KeyboardInterrupt:
@@ -117,27 +153,56 @@ def execute(root: Path, checkpoint_seconds: float = CHECKPOINT_SECONDS) -> str:
             raise
         except Exception as error:
             traceback.print_exc()
-            status.write(state="failed", error=one_line(error))
+            status.write(state=_state_of(error, stop), error=one_line(error))
         return status.values["state"]
 
 
-def train(spec: RunSpec, paths: RunPaths, status: Status, checkpoint_seconds: float) -> None:
-    """Build the trainer, resume, and advance it to the end of the budget."""
+def _state_of(error: Exception, stop: Stop) -> str:
+    """``cancelled``, to be gone on with, where it was the machine or the stop that broke the run; else ``failed``."""
+    if stop.state:
+        return stop.state
+    return "cancelled" if isinstance(error, OSError) and error.errno in _MACHINE_FAULTS else "failed"
+
+
+def too_slow(status: dict[str, Any], time_limit: float) -> str:
+    """Why a run cannot come to its end under this limit, and the one that it needs."""
+    known = status.get("iteration_seconds")
+    takes = f"about {known:.0f} s" if known else f"more than {time_limit:.0f} s with what is before it"
+    needed = 3 * max(known or 0.0, time_limit) / 60
+    return (
+        f"{FRUITLESS_ATTEMPTS} attempts of {time_limit:.0f} s saved no checkpoint; an iteration takes {takes}: "
+        f"--time {needed:.0f} (minutes) or more, then --retry-failed"
+    )
+
+
+def train(spec: RunSpec, paths: RunPaths, status: Status, checkpoint_seconds: float, stop: Stop) -> None:
+    """Build the trainer, resume, and advance it to the end of the budget.
+
+    Raises:
+        Stopped: `stop` asked for it; the checkpoint is written.
+    """
     trainer = Trainer(spec)
     try:
         trainer.restore(paths)
-        if not paths.provenance.exists():
-            write_json(paths.provenance, collect_provenance())
-        started, saved, first_iteration = time.monotonic(), time.monotonic(), trainer.iteration
+        add_attempt(paths.provenance, {k: status.values[k] for k in ("attempt", "host", "job_id", "started")})
+        started = saved = recorded = time.monotonic()
+        first_iteration = trainer.iteration
         while not trainer.done or not trainer.curve:
             trainer.advance()
-            trainer.record(paths)
-            if time.monotonic() - saved >= checkpoint_seconds:
+            due = bool(stop.state) or time.monotonic() - saved >= checkpoint_seconds
+            if due or time.monotonic() - recorded >= RECORD_SECONDS:
+                status.progress(trainer, started, first_iteration)
+                trainer.record(paths)
+                recorded = time.monotonic()
+            if due:
                 trainer.save(paths)
+                status.write(checkpointed=True)
                 saved = time.monotonic()
-            status.progress(trainer, started, first_iteration)
+            if stop.state and not trainer.done:
+                raise Stopped
+        status.progress(trainer, started, first_iteration)
         trainer.record(paths)
-        trainer.save(paths)
+        trainer.save(paths, last=True)
     finally:
         trainer.close()
 

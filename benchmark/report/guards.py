@@ -96,12 +96,19 @@ def _starts(task: TaskSummary, runs: Sequence[Run]) -> list[str]:
     ]
 
 
+def _commits(run: Run) -> set[str]:
+    """The commit of a run and those of its attempts: a run may be resumed by other code."""
+    attempts = run.provenance.get("attempts")
+    places = [run.provenance, *(attempts if isinstance(attempts, list) else [])]
+    return {commit for place in places if isinstance(commit := _nested(place, "git", "commit"), str)}
+
+
 def _code(runs: Sequence[Run]) -> list[str]:
     """Commits, uncommitted changes, package versions and machines of the runs of the results directory."""
     known = [run for run in runs if run.provenance]
     notes = []
-    commits = _differing(known, lambda run: _nested(run.provenance, "git", "commit"))
-    if commits:
+    commits = {commit for run in known for commit in _commits(run)}
+    if len(commits) > 1:
         notes.append(f"The runs were made at {len(commits)} commits ({_listed(commit[:9] for commit in commits)}).")
     dirty = sum(bool(_nested(run.provenance, "git", "dirty")) for run in known)
     if dirty:
