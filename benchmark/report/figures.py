@@ -119,7 +119,7 @@ def _entries(panels: Sequence[Panel], labels: Mapping[str, str], looks: Mapping[
             shown += " "
         entries[shown] = handle(looks[method])
     for curve in (curve for panel in panels for curve in panel.behind):
-        entries[label(f"{curve.method}: {curve.source}", LABEL_CHARACTERS + 12)] = Line2D(
+        entries[label(f"{curve.method}: {curve.source}", LABEL_CHARACTERS)] = Line2D(
             [], [], **_behind(looks[curve.method])
         )
     return entries

@@ -90,7 +90,7 @@ RC: dict[Any, Any] = {
     "text.parse_math": False,
     "text.usetex": False,
 }
-LABEL_CHARACTERS = 36
+LABEL_CHARACTERS = 48
 LEGEND_LINE_INCHES = 0.19
 # With what keeps dates and software versions out of the files.
 _FORMATS: dict[str, dict[str, None]] = {"png": {"Software": None}, "pdf": {"CreationDate": None}}
