@@ -163,6 +163,13 @@ def test_imported_runs_are_not_paired_with_ours_nor_taken_for_tuning(tmp_path: P
     assert "curves from elsewhere (a.csv) are not paired with ours" in (folder / "summary.md").read_text()
 
 
+def test_runs_of_one_name_from_two_places_are_told(tmp_path: Path) -> None:
+    make_run(tmp_path / "out", "t", "m", 0, [0, 10])
+    options = report.Options((write(tmp_path / "a.csv", HEADER + curve("m", 1, [0.1, 0.2])),))
+    text = (report.write_report(tmp_path / "out", options) / "summary.md").read_text()
+    assert "t: m puts runs of different origin together (a.csv, here)" in text
+
+
 def test_a_large_file_is_read_in_bounded_pieces(tmp_path: Path) -> None:
     """More points than a figure draws: the curve is thinned, its ends and the score stay."""
     scores = [index / 5000 for index in range(5001)]

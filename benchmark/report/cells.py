@@ -66,6 +66,12 @@ class Cell:
     matrix: FloatArray = field(default_factory=lambda: np.empty((0, 0)), repr=False, compare=False)
     samples: FloatArray | None = field(default=None, repr=False, compare=False)
 
+    @property
+    def steps_per_second(self) -> float:
+        """Environment steps of the budget per second of wall-clock; NaN where unknown, and for the frozen policy."""
+        known = self.env_steps and self.wall_seconds and self.method != FROZEN
+        return self.env_steps / self.wall_seconds if self.env_steps and known else float("nan")
+
 
 @dataclass(frozen=True)
 class TaskSummary:

@@ -146,6 +146,19 @@ def _pooling(summary: Summary) -> list[str]:
     return notes
 
 
+def _sources(task: TaskSummary, runs: Sequence[Run]) -> list[str]:
+    """Runs from elsewhere beside ours, or put together with them under one name."""
+    elsewhere = {run.source for run in runs if run.source}
+    notes = []
+    if elsewhere and any(not run.source for run in runs):
+        notes.append(f"{task.task}: curves from elsewhere ({_listed(elsewhere)}) are not paired with ours by seed.")
+    for cell in task.cells:
+        found = {run.source or "here" for run in runs if run.method == cell.method}
+        if len(found) > 1:
+            notes.append(f"{task.task}: {cell.method} puts runs of different origin together ({_listed(found)}).")
+    return notes
+
+
 def _ends(runs: Sequence[Run]) -> list[str]:
     """Runs that count though they are not done."""
     lines = []
@@ -166,11 +179,8 @@ def warnings(summary: Summary, runs: Sequence[Run]) -> list[str]:
         by_task.setdefault(run.task, []).append(run)
     for task in summary.tasks:
         members = by_task[task.task]
-        for check in (_budgets, _protocols, _starts):
+        for check in (_budgets, _protocols, _starts, _sources):
             notes += check(task, members)
         notes += _seeds(task)
-        unpaired = {run.source for run in members if run.source}
-        if unpaired and any(not run.source for run in members):
-            notes.append(f"{task.task}: curves from elsewhere ({_listed(unpaired)}) are not paired with ours by seed.")
     counting = [item.run for task in summary.tasks for found in task.scored.values() for item in found.values()]
     return [*notes, *summary.notes, *_ends(sorted(counting, key=lambda run: run.name))]

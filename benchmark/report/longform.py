@@ -50,15 +50,14 @@ def _scope(task: str) -> str:
 
 def _numbers(cell: Cell, marked: bool) -> dict[str, float]:
     """What has no interval: costs, how soon thresholds were reached, how many runs there should be and lack."""
-    nan = math.nan
-    rate = cell.env_steps / cell.wall_seconds if cell.env_steps and cell.wall_seconds else nan
-    found = {"wall_seconds": cell.wall_seconds, "gradient_steps": cell.gradient_steps, "env_steps_per_second": rate}
+    found = {"wall_seconds": cell.wall_seconds, "gradient_steps": cell.gradient_steps}
+    found["env_steps_per_second"] = cell.steps_per_second
     for row in cell.reached:
         level = f"{row.threshold:g}"
         found |= {f"steps_to_{level}": row.env_steps, f"wall_seconds_to_{level}": row.wall_seconds}
         found[f"runs_reaching_{level}"] = row.runs
     found |= {"runs_planned": cell.planned, "runs_without_score": sum(cell.unscored.values())}
-    return found | {"offline_data": _OFFLINE_VALUES.get(cell.offline_data, nan), "best_or_tied": float(marked)}
+    return found | {"offline_data": _OFFLINE_VALUES.get(cell.offline_data, math.nan), "best_or_tied": float(marked)}
 
 
 def summary_rows(summary: Summary, pairs: Sequence[Comparison]) -> list[dict[str, str]]:

@@ -106,11 +106,10 @@ def cost_tables(summary: Summary) -> list[Table]:
     for index, task in enumerate(summary.tasks):
         rows = []
         for cell in task.cells:
-            rate = (task.env_steps or 0) / cell.wall_seconds if cell.wall_seconds and cell.gradient_steps else math.nan
             blank = [Entry(tables.DASH)] * (0 if cell.reached else len(THRESHOLDS))
             steps = [_reached(cell, row, row.env_steps, tables.count(row.env_steps)) for row in cell.reached] or blank
             times = [_reached(cell, row, row.wall_seconds, tables.duration(row.wall_seconds)) for row in cell.reached]
-            costs = (span(cell.wall_seconds), number(rate), whole(cell.gradient_steps))
+            costs = (span(cell.wall_seconds), number(cell.steps_per_second), whole(cell.gradient_steps))
             rows.append((words(cell.method), *costs, *steps, *(times or blank), _seeds(cell)))
         found.append(Table(f"costs-{index}", task.task, columns, tuple(rows), lacking(task.cells)))
     return found

@@ -34,6 +34,8 @@ _PAIRS = """\
 Difference of IQM: the first less the second; on the same seeds both are of the same resampled seeds (paired), and
 "higher in" counts the paired runs in which the first scores higher (ties half). Probability of improvement: that a run
 of the first scores higher than one of the second, resampled independently, the mean over tasks."""
+# Of a landscape page.
+_PAGE_ROWS = 40
 _RUN_COLUMNS = (
     "Task",
     "Method",
@@ -127,6 +129,19 @@ def _origins() -> list[str]:
     return [f"{source.label}: {source.origin}. Differences: {source.differences}." for source in SOURCES]
 
 
+def _floats(found: Sequence[Table], caption: str, label: str) -> list[str]:
+    """As few LaTeX tables as hold `found` with at most `_PAGE_ROWS` rows each, but for a single one that has more."""
+    pages: list[list[Table]] = []
+    for one in found:
+        if pages and sum(len(other.rows) + 1 for other in pages[-1]) + len(one.rows) <= _PAGE_ROWS:
+            pages[-1].append(one)
+        else:
+            pages.append([one])
+    parts = [f" Part {index} of {len(pages)}." if len(pages) > 1 else "" for index in range(1, len(pages) + 1)]
+    labels = [label, *(f"{label}-{index}" for index in range(2, len(pages) + 1))]
+    return [table.latex(page_, caption + part, name) for page_, part, name in zip(pages, parts, labels, strict=True)]
+
+
 def latex(report: Report) -> str:
     """summary.tex: scores, costs and pairs, one table each."""
     summary = report.summary
@@ -135,14 +150,14 @@ def latex(report: Report) -> str:
         f"Normalised scores with 95 % stratified-bootstrap intervals (none below {MINIMUM_RUNS} seeds). "
         f"{sections.MARKING} {sections.lacking(cells)}"
     )
-    floats = [table.latex(sections.score_tables(summary, report.pairs), caption, "tab:scores")]
+    floats = _floats(sections.score_tables(summary, report.pairs), caption, "tab:scores")
     caption = f"{_COSTS} {sections.lacking(cells)}".replace("\n", " ")
-    floats.append(table.latex(sections.cost_tables(summary), caption, "tab:costs"))
+    floats += _floats(sections.cost_tables(summary), caption, "tab:costs")
     # All pairs on all tasks would not fit on a page: with several tasks, those over tasks alone.
     several = sections.comparison_tables(summary, report.pairs)[:1]
     if several:
         caption = f"{_PAIRS} {sections.multiple_comparisons(report.pairs)}".replace("\n", " ")
-        floats.append(table.latex(several, caption, "tab:pairs"))
+        floats += _floats(several, caption, "tab:pairs")
     return table.latex_file(floats)
 
 
