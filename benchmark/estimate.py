@@ -18,10 +18,10 @@ SIMULATION_RATES = {
     "halfcheetah": 14_000.0,
     "kitchen-microwave-kettle-light-slider": 575.0,
     "kitchen-microwave-kettle-bottomburner-light": 575.0,
-    "lift": 155.0,
-    "can": 110.0,
-    "square": 120.0,
-    "transport": 30.0,
+    "lift": 920.0,
+    "can": 420.0,
+    "square": 330.0,
+    "transport": 150.0,
     "toy": 500_000.0,
 }
 BASE_MEMORY = 1.5  # GiB

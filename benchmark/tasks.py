@@ -231,7 +231,7 @@ def _local(
 
 
 _GYM_LOCAL = PretrainSettings(gradient_steps=24_000, batch_size=128)
-_WALK_LOCAL = PretrainSettings(gradient_steps=120_000, batch_size=256)
+_WALK_LOCAL = PretrainSettings(gradient_steps=80_000, batch_size=256)
 _GYM_SHORT = LoopSettings(n_envs=40, n_steps=20, iterations=20, eval_every=5, eval_episodes=16)
 
 TASKS: dict[str, Task] = {
@@ -253,7 +253,7 @@ TASKS: dict[str, Task] = {
                    0.18),
         _local("hopper", _HOPPER, _GYM_NETWORK, _GYM_LOCAL, _GYM_SHORT, _GYM_LOOP, 1437.0),
         _local("walker2d", _WALKER2D, _GYM_NETWORK, _WALK_LOCAL, _GYM_SHORT, _GYM_LOOP, 2850.0),
-        _local("halfcheetah", _HALFCHEETAH, _GYM_NETWORK, replace(_WALK_LOCAL, gradient_steps=80_000), _GYM_SHORT,
+        _local("halfcheetah", _HALFCHEETAH, _GYM_NETWORK, _WALK_LOCAL, _GYM_SHORT,
                _GYM_LOOP, 4200.0),
         _local("kitchen", _KITCHEN, _KITCHEN_NETWORK, replace(_GYM_LOCAL, gradient_steps=20_000),
                replace(_GYM_SHORT, n_steps=35, eval_episodes=20)),

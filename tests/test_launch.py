@@ -11,7 +11,8 @@ from conftest import toy_spec
 
 from benchmark.launch import cluster, launcher, resources, slurm
 from benchmark.launch.resources import GpuSlots, available_cores, available_memory, visible_gpus
-from benchmark.launch.slurm import FRUITLESS_JOBS, SlurmOptions, Sweep, arrays, too_short
+from benchmark.launch.slurm import SlurmOptions, arrays, too_short
+from benchmark.launch.sweep import FRUITLESS_JOBS, Sweep
 from benchmark.plan import PlannedRun, plan_runs, prepare
 from benchmark.run import Arguments, main
 from benchmark.store import read_json, write_json

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import subprocess
 import sys
@@ -27,10 +28,10 @@ pytestmark = pytest.mark.robosuite
 class Stock:
     """Robosuite as its users drive it: construct, seed, reset, step."""
 
-    def __init__(self, task: str, seed: int) -> None:
+    def __init__(self, task: str, seed: int, arguments: dict[str, Any] | None = None) -> None:
         suite = simulator_module.load_robosuite()
         self.keys = ["object-state" if key == "object" else key for key in OBSERVATION_KEYS[task]]
-        arguments = default_arguments(task)
+        arguments = copy.deepcopy(arguments or default_arguments(task))  # robosuite writes into them
         self.seed(seed % VARIANTS[task])
         self.env: Any = suite.make(arguments["env_name"], hard_reset=False, **arguments["env_kwargs"])
         self.seed(seed % 2**32)
@@ -153,6 +154,16 @@ PLACES: dict[str, Callable[[Any], dict[str, Any]]] = {
 }
 
 
+def put_in_place(task: str, env: RobosuiteEnv, stock: Stock) -> None:
+    """Move the task's objects to where they belong, in the environment's only episode and in robosuite itself."""
+    state = env.state_dict()
+    for joint, position in PLACES[task](stock.env).items():
+        first, _ = stock.env.sim.model.get_joint_qpos_addr(joint)
+        stock.env.sim.data.qpos[first : first + 7] = [*position, 1.0, 0.0, 0.0, 0.0]
+        state["states"][0, 2 + first : 9 + first] = [*position, 1.0, 0.0, 0.0, 0.0]  # after the model and the time
+    env.load_state_dict(state)
+
+
 @pytest.mark.parametrize("task", PLACES)
 def test_object_put_in_its_place_pays_one_as_in_robosuite(task: str) -> None:
     """The success branches of the rewards: the object is moved in both, and lies there after some steps."""
@@ -163,12 +174,7 @@ def test_object_put_in_its_place_pays_one_as_in_robosuite(task: str) -> None:
     for t in range(4):
         env.step(np.array([0]), actions[None, t : t + 1])
     stock.run(actions[:4])
-    state = env.state_dict()
-    for joint, position in PLACES[task](stock.env).items():
-        first, _ = stock.env.sim.model.get_joint_qpos_addr(joint)
-        stock.env.sim.data.qpos[first : first + 7] = [*position, 1.0, 0.0, 0.0, 0.0]
-        state["states"][0, 2 + first : 9 + first] = [*position, 1.0, 0.0, 0.0, 0.0]  # after the model and the time
-    env.load_state_dict(state)
+    put_in_place(task, env, stock)
     outcomes = [env.step(np.array([0]), actions[None, t : t + 1]) for t in range(4, 40)]
     observations, rewards = stock.run(actions[4:])
     np.testing.assert_array_equal([outcome.observations[0] for outcome in outcomes], observations)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -13,18 +14,20 @@ import numpy as np
 import pytest
 import torch
 
-from benchmark.envs import make_env
+from benchmark.envs import ROBOSUITE, make_env, robosuite_simulator
 from benchmark.methods import ARMS, Arm
 from benchmark.speed import __main__ as command
 from benchmark.speed import learning
 from benchmark.speed.learning import learning_methods, matmul, prepare_update, run_iteration, sampling, update
 from benchmark.speed.measuring import Figure, Row, Sizes, measure, ratio
 from benchmark.speed.physics import EpisodeRollout, make_gymnasium, physics_of, play, played_episodes
+from benchmark.speed.robosuite import robosuite
 
 TINY = Sizes(
     repeats=2,
     envs=2,
     physics_chunks=3,
+    robosuite_chunks=1,
     sampling_calls=1,
     update_chunks=1,
     replay_chunks=1,
@@ -91,6 +94,14 @@ def test_physics_measures_all_contenders() -> None:
     assert [row.name.split(", ")[1] for row in rows] == ["ours", "mujoco.rollout", "AsyncVectorEnv", "SyncVectorEnv"]
     assert_measured(rows, TINY.repeats)
     assert [figure.aim for figure in rows[0].figures] == [0.70, 2.5, None]
+
+
+def test_robosuite_that_is_missing_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    robosuite_simulator.load_robosuite.cache_clear()
+    monkeypatch.setitem(sys.modules, "robosuite", None)
+    rows = robosuite(TINY, threads=1)
+    assert [(row.name, row.rate) for row in rows] == [(name, None) for name in ROBOSUITE]
+    assert all(row.note.startswith("not available: robosuite tasks need robosuite 1.4.1") for row in rows)
 
 
 def test_sampling_and_products() -> None:

@@ -101,12 +101,11 @@ class Demonstrator(nn.Module):
         return raw.tanh(), (gaussian - squash).sum(-1)
 
     @torch.no_grad()
-    def act(self, observations: np.ndarray, generator: torch.Generator, stochastic: bool = True) -> np.ndarray:
-        """Actions (N, A) float32 in [-1, 1] for raw observations (N, O); the mode where not `stochastic`."""
+    def act(self, observations: np.ndarray, generator: torch.Generator, noise: float = 1.0) -> np.ndarray:
+        """Actions (N, A) float32 in [-1, 1] for raw observations (N, O); the policy's deviation times `noise`."""
         inputs = torch.as_tensor(observations, dtype=torch.float32)
         mean, log_std = self(inputs)
-        if stochastic:
-            mean = mean + log_std.exp() * torch.randn(mean.shape, generator=generator)
+        mean = mean + noise * log_std.exp() * torch.randn(mean.shape, generator=generator)
         return mean.tanh().numpy()
 
 
@@ -176,14 +175,14 @@ class SoftActorCritic:
         self.optimisers[index].step()
 
 
-def evaluate(policy: Demonstrator, env_id: str, episodes: int, seed: int, stochastic: bool = True) -> dict[str, float]:
+def evaluate(policy: Demonstrator, env_id: str, episodes: int, seed: int, noise: float = 1.0) -> dict[str, float]:
     """Statistics of `episodes` seeded episodes, stepped side by side: return, length (steps) and reward per step."""
     envs = [gymnasium.make(env_id) for _ in range(episodes)]
     generator = torch.Generator().manual_seed(seed)
     observations = np.stack([env.reset(seed=seed + i)[0] for i, env in enumerate(envs)])
     returns, lengths, live = np.zeros(episodes), np.zeros(episodes), np.arange(episodes)
     while live.size:
-        actions = policy.act(observations[live], generator, stochastic)
+        actions = policy.act(observations[live], generator, noise)
         ended = []
         for i, action in zip(live, actions, strict=True):
             observations[i], reward, terminated, truncated, _ = envs[i].step(action)
@@ -261,7 +260,7 @@ def describe(policy: Demonstrator, task: str, seed: int, steps: int, settings: S
         "target": asdict(target),
         "stopping_evaluation": evaluate(policy, target.env_id, settings.evaluation_episodes, STOPPING_SEED),
         "stochastic": evaluate(policy, target.env_id, 100, REPORT_SEED),
-        "deterministic": evaluate(policy, target.env_id, 100, REPORT_SEED, stochastic=False),
+        "deterministic": evaluate(policy, target.env_id, 100, REPORT_SEED, noise=0.0),
         "versions": {"python": platform.python_version()} | {name: module.__version__ for name, module in packages},
     }
 

@@ -61,7 +61,7 @@ def make_episodes(data: LocalData, threads: int = 1) -> Episodes:
     env = make_env(data.environment, data.episodes, action_horizon=1, threads=threads)
     try:
         actions = Streams(data.seed, data.task, 0).torch("demonstrator")
-        return roll_out(env, load_demonstrator(path), _seeds(data), actions)
+        return roll_out(env, load_demonstrator(path), _seeds(data), actions, data.noise)
     finally:
         env.close()
 
@@ -72,19 +72,22 @@ def _seeds(data: LocalData) -> NDArray[np.int64]:
     return Streams(data.seed, data.task, 0).episodes("demonstrations", indices, np.zeros_like(indices))
 
 
-def roll_out(env: VectorEnv, policy: Demonstrator, seeds: NDArray[np.int64], generator: torch.Generator) -> Episodes:
+def roll_out(
+    env: VectorEnv, policy: Demonstrator, seeds: NDArray[np.int64], generator: torch.Generator, noise: float = 1.0
+) -> Episodes:
     """One whole episode per environment under the stochastic policy, all stepped side by side.
 
     Args:
         env: of action horizon 1 and as many environments as `seeds`.
         seeds: (E,) int64, the reset seed of each episode.
         generator: draws the actions.
+        noise: share of the policy's standard deviation.
     """
     indices = np.arange(env.num_envs)
     observations = env.reset(indices, seeds)
     rows: list[tuple[NDArray, ...]] = []
     while indices.size:
-        actions = policy.act(observations, generator)
+        actions = policy.act(observations, generator, noise)
         outcome = env.step(indices, actions[:, None])
         timeouts = outcome.truncated & ~outcome.terminated
         rewards = outcome.rewards[:, 0].astype(np.float32)

@@ -63,7 +63,7 @@ def record_episode(task: str, seed: int) -> Demonstration:
     end, tail, solved = STEP_LIMITS[task], int(generator.integers(_TAIL[0], _TAIL[1] + 1)), False
     while len(rows) < end:
         seen = _split(observation)
-        action, state = script.act(seen), simulator.env.sim.get_state().flatten()
+        action, state = script.act(seen), simulator.simulation_state()
         observation, reward = simulator.step(action)
         rows.append((seen, action, reward, state))
         if reward > 0.0 and not solved:

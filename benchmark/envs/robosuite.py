@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import os
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,132 +20,24 @@ from benchmark.envs.base import (
     check_sizes,
     load_arrays,
 )
-from benchmark.envs.robosuite_simulator import VERSION, accepted_arguments
+from benchmark.envs.robosuite_tasks import (
+    MODEL_VARIANTS,
+    OBSERVATION_KEYS,
+    constructor_arguments,
+    default_arguments,
+    get_definition,
+)
 from benchmark.envs.workers import Models, SimulatorPool, WorkerGroup, shared_group, shared_pool
 
+__all__ = ["MODEL_VARIANTS", "OBSERVATION_KEYS", "RobosuiteEnv", "constructor_arguments", "default_arguments"]
+
+STEPPING = ("fast", "stock")
+STEPPING_VARIABLE = "OTPR_BENCH_ROBOSUITE"  # of the process's environment; chooses among them for every command
 _NO_EPISODE = -1.0  # as the model of a row
-_ARM_KEYS = ("eef_pos", "eef_quat", "gripper_qpos")
-_FORCED = {
-    "has_renderer": False,
-    "has_offscreen_renderer": False,
-    "use_camera_obs": False,
-    "camera_depths": False,
-    "use_object_obs": True,
-    "reward_shaping": False,
-    "reward_scale": 1.0,
-    "ignore_done": True,
-    "hard_reset": False,
-}  # whatever a dataset says; the last as DPPO sets it
-# The kind of controller whose whole memory a simulator saves.
-_CONTROLLER = (("type", "OSC_POSE"), ("impedance_mode", "fixed"), ("interpolation", None))
-
-
-@dataclass(frozen=True)
-class _Task:
-    """What robomimic's and DPPO's publications fix of a task."""
-
-    env_name: str  # robosuite's
-    arms: int
-    observation_dim: int
-    max_episode_steps: int  # DPPO's
-    models: int  # constructor seeds among which an episode's seed chooses
-
-
-# Lift draws the cube's edge in its constructor and Transport the hammer's head; the models of the others are fixed.
-MODEL_VARIANTS = 4
-_TASKS = {
-    "lift": _Task("Lift", 1, 19, 300, MODEL_VARIANTS),
-    "can": _Task("PickPlaceCan", 1, 23, 300, 1),
-    "square": _Task("NutAssemblySquare", 1, 23, 400, 1),
-    "transport": _Task("TwoArmTransport", 2, 59, 800, MODEL_VARIANTS),
-}
-OBSERVATION_KEYS: dict[str, tuple[str, ...]] = {
-    name: (*(f"robot{arm}_{key}" for arm in range(task.arms) for key in _ARM_KEYS), "object")
-    for name, task in _TASKS.items()
-}
-
-
-def default_arguments(task: str) -> dict[str, Any]:
-    """The environment metadata of robomimic's published v1.4.1 low-dimensional datasets (``env_args``).
-
-    They name ``damping`` and ``damping_limits``, which robosuite 1.4.1 calls ``damping_ratio...`` and therefore
-    ignores; its defaults are the same where it matters (ratio 1; the limits are for variable impedance only).
-
-    Raises:
-        ValueError: unknown task.
-    """
-    definition = _get_task(task)
-    controller = {
-        "type": "OSC_POSE",
-        "input_max": 1,
-        "input_min": -1,
-        "output_max": [0.05, 0.05, 0.05, 0.5, 0.5, 0.5],
-        "output_min": [-0.05, -0.05, -0.05, -0.5, -0.5, -0.5],
-        "kp": 150,
-        "damping": 1,
-        "impedance_mode": "fixed",
-        "kp_limits": [0, 300],
-        "damping_limits": [0, 10],
-        "position_limits": None,
-        "orientation_limits": None,
-        "uncouple_pos_ori": True,
-        "control_delta": True,
-        "interpolation": None,
-        "ramp_ratio": 0.2,
-    }
-    env_kwargs: dict[str, Any] = {
-        "has_renderer": False,
-        "has_offscreen_renderer": False,
-        "ignore_done": True,
-        "use_object_obs": True,
-        "use_camera_obs": False,
-        "control_freq": 20,
-        "controller_configs": controller,
-        "robots": ["Panda"] * definition.arms,
-        "camera_depths": False,
-        "camera_heights": 84,
-        "camera_widths": 84,
-        "reward_shaping": False,
-    }
-    if definition.arms == 2:
-        env_kwargs["env_configuration"] = "single-arm-opposed"
-    return {"env_name": definition.env_name, "env_version": VERSION, "type": 1, "env_kwargs": env_kwargs}
-
-
-def constructor_arguments(task: str, arguments: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What robosuite's constructor gets for a task: a dataset's ``env_kwargs`` without rendering, as fixed JSON.
-
-    Args:
-        arguments: robomimic's ``env_args``; None means `default_arguments`.
-
-    Raises:
-        ValueError: an unknown task, or arguments that are not of this task, this version or this controller.
-    """
-    definition = _get_task(task)
-    arguments = default_arguments(task) if arguments is None else arguments
-    env_kwargs = arguments.get("env_kwargs") if isinstance(arguments, Mapping) else None
-    if not isinstance(env_kwargs, Mapping):
-        raise ValueError(f"arguments of task {task!r} must be a mapping with a mapping env_kwargs, got {arguments!r}")
-    required = (("env_name", definition.env_name), ("env_version", VERSION), ("type", 1))
-    _check_values(f"arguments of task {task!r}", arguments, required)
-    unknown = sorted(set(env_kwargs) - accepted_arguments(definition.env_name))
-    if unknown:
-        raise ValueError(f"{definition.env_name} of robosuite {VERSION} has no argument {', '.join(unknown)}")
-    _check_values(f"env_kwargs of task {task!r}", {"control_freq": 20} | dict(env_kwargs), (("control_freq", 20),))
-    controllers = env_kwargs.get("controller_configs")
-    for controller in controllers if isinstance(controllers, list) else [controllers]:
-        if not isinstance(controller, Mapping):
-            raise ValueError(f"controller_configs of task {task!r} must be a mapping for each arm, got {controllers!r}")
-        given = {"impedance_mode": "fixed", "interpolation": None} | dict(controller)
-        _check_values(f"controller_configs of task {task!r}", given, _CONTROLLER)
-    try:
-        return json.loads(json.dumps(dict(env_kwargs) | _FORCED, sort_keys=True))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"arguments of task {task!r} must be plain JSON: {error}") from error
 
 
 class RobosuiteEnv(VectorEnv):
-    """A batch of one robomimic task: same seeds and actions give stock robosuite's bits.
+    """A batch of one robomimic task: same seeds and actions give stock robosuite's bits, about five times faster.
 
     Observations are the values of `OBSERVATION_KEYS` one after another (m, rad, unit quaternions x-y-z-w): 19 numbers
     for lift, 23 for can and square, 59 for transport. Actions are per arm a translation, a rotation vector (scaled to
@@ -162,9 +54,15 @@ class RobosuiteEnv(VectorEnv):
         threads: worker processes that share the batch, or 1 to step in this process; never changes a result.
         arguments: robomimic's ``env_args`` of a dataset; None means the published ones (`default_arguments`).
         max_episode_steps: the time limit; None means DPPO's (300, 300, 400, 800).
+        stepping: 'fast' (`robosuite_fast`) or 'stock', robosuite's own code; never changes a result, and a state of
+            one can be loaded into the other. None means what the variable OTPR_BENCH_ROBOSUITE says, or else 'fast'.
+
+    Warns:
+        UserWarning: the arguments name a gripper or controller that only robosuite's own code steps, whatever
+            `stepping` says: all but PandaGripper and OSC_POSE with relative goals, uncoupled and without limits.
 
     Raises:
-        ValueError: for an unknown task, a size below 1, bad arguments, or without robosuite 1.4.1.
+        ValueError: for an unknown task or stepping, a size below 1, bad arguments, or without robosuite 1.4.1.
     """
 
     def __init__(
@@ -175,8 +73,9 @@ class RobosuiteEnv(VectorEnv):
         threads: int = 1,
         arguments: Mapping[str, Any] | None = None,
         max_episode_steps: int | None = None,
+        stepping: str | None = None,
     ) -> None:
-        definition = _get_task(task)
+        definition = get_definition(task)
         check_sizes(num_envs, action_horizon, threads)
         if max_episode_steps is not None and max_episode_steps < 1:
             raise ValueError(f"max_episode_steps must be at least 1, got {max_episode_steps}")
@@ -185,8 +84,8 @@ class RobosuiteEnv(VectorEnv):
         self.action_dim = 7 * definition.arms
         self.action_horizon = action_horizon
         self.max_episode_steps = max_episode_steps or definition.max_episode_steps
-        env_kwargs = constructor_arguments(task, arguments)
-        self._models = Models(definition.env_name, env_kwargs, OBSERVATION_KEYS[task], definition.models)
+        env_kwargs, stock = constructor_arguments(task, arguments), _is_stock(stepping)
+        self._models = Models(definition.env_name, env_kwargs, OBSERVATION_KEYS[task], definition.models, stock)
         self._pool: SimulatorPool | WorkerGroup | None
         self._pool = shared_pool(self._models) if threads == 1 else shared_group(self._models, threads)
         sizes = self._pool.sizes()
@@ -196,6 +95,9 @@ class RobosuiteEnv(VectorEnv):
         ):
             if got != expected:
                 raise ValueError(f"arguments of task {task!r} give {name} of {got} numbers, not {expected}")
+        if sizes.why_stock and not stock:
+            message = f"task {task!r} is stepped by robosuite's own, slower code because of {sizes.why_stock}"
+            warnings.warn(message, stacklevel=2)
         self._states = np.full((num_envs, sizes.state), _NO_EPISODE)
         self._elapsed = np.zeros(num_envs, dtype=np.int64)
         self._ended = np.ones(num_envs, dtype=np.bool_)
@@ -254,14 +156,10 @@ class RobosuiteEnv(VectorEnv):
         return {"states": self._states, "elapsed": self._elapsed, "ended": self._ended}
 
 
-def _get_task(task: str) -> _Task:
-    if task not in _TASKS:
-        raise ValueError(f"unknown robosuite task {task!r}; valid: {', '.join(_TASKS)}")
-    return _TASKS[task]
-
-
-def _check_values(what: str, given: Mapping[str, Any], required: tuple[tuple[str, Any], ...]) -> None:
-    """Raise ValueError unless each required entry has its value."""
-    for name, value in required:
-        if given.get(name) != value:
-            raise ValueError(f"{what} must have {name} {value!r}, got {given.get(name)!r}")
+def _is_stock(stepping: str | None) -> bool:
+    """Whether stock robosuite was chosen, by argument or variable."""
+    chosen = stepping or os.environ.get(STEPPING_VARIABLE) or STEPPING[0]
+    if chosen not in STEPPING:
+        source = "stepping" if stepping else STEPPING_VARIABLE
+        raise ValueError(f"{source} must be one of {', '.join(STEPPING)}, got {chosen!r}")
+    return chosen == "stock"

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 VERSION = "1.4.1"
-_INTEGRATION = int(mujoco.mjtState.mjSTATE_INTEGRATION)
+INTEGRATION = int(mujoco.mjtState.mjSTATE_INTEGRATION)
 # Of a controller, in the order of a saved row; all but the first two are its readings of the simulation.
 _CONTROLLER_ARRAYS = ("goal_ori", "initial_joint", "ee_pos", "ee_ori_mat", "ee_pos_vel", "ee_ori_vel", "joint_pos",
                       "joint_vel", "J_pos", "J_ori", "mass_matrix")  # fmt: skip
@@ -113,13 +113,13 @@ class Simulator:
         except Exception as error:
             raise ValueError(f"robosuite refuses the arguments of {env_name}: {_one_line(error)}") from error
         self._keys = tuple("object-state" if key == "object" else key for key in keys)
-        self._model = self.env.sim.model._model
-        self._data = self.env.sim.data._data
-        self._physics_size = mujoco.mj_stateSize(self._model, _INTEGRATION)
+        self.model = self.env.sim.model._model
+        self.data = self.env.sim.data._data
+        self.physics_size = mujoco.mj_stateSize(self.model, INTEGRATION)
         self._renderer: mujoco.Renderer | None = None
         self.observation_size = len(self.reset(0))
         self.action_size = int(self.env.action_dim)
-        self.state_size = self._physics_size + 1 + sum(self._arm_size(robot) for robot in self.env.robots)
+        self.state_size = self.physics_size + 1 + sum(sum(_arm_sizes(robot).values()) for robot in self.env.robots)
 
     def reset(self, seed: int) -> NDArray[np.float64]:
         """Start the episode of a 32-bit seed; its first observation (O,)."""
@@ -131,30 +131,45 @@ class Simulator:
         observations, reward, _, _ = self.env.step(action)
         return self._observation(observations), float(reward)
 
+    def play(self, actions: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The steps of (T, A) actions, T at least 1: the last observation (O,) and all rewards (T,)."""
+        outcomes = [self.step(action) for action in actions]
+        return outcomes[-1][0], np.array([reward for _, reward in outcomes])
+
     def save(self, state: NDArray[np.float64]) -> None:
         """Write all that the episode carries on into `state`, (state_size,) float64."""
-        end = self._physics_size
-        mujoco.mj_getState(self._model, self._data, state[:end], _INTEGRATION)
+        end = self.physics_size
+        mujoco.mj_getState(self.model, self.data, state[:end], INTEGRATION)
         state[end] = self._observables()[0]._time_since_last_sample  # the same of all that are enabled
-        end += 1
-        for robot in self.env.robots:
-            parts = [np.broadcast_to(robot.gripper.current_action, self._gripper_size(robot))]
-            parts += [[robot.controller.new_update]]
-            parts += [getattr(robot.controller, name).ravel() for name in _CONTROLLER_ARRAYS]
-            start, end = end, end + self._arm_size(robot)
-            np.concatenate(parts, out=state[start:end])
+        for robot, parts in zip(self.env.robots, self.arm_parts(state), strict=True):
+            parts["gripper"][:] = robot.gripper.current_action
+            parts["new_update"][:] = robot.controller.new_update
+            for name in _CONTROLLER_ARRAYS:
+                parts[name][:] = getattr(robot.controller, name).ravel()
 
     def load(self, state: NDArray[np.float64]) -> None:
         """Continue from a row that `save` wrote in any simulator of the same model."""
-        end = self._physics_size
-        mujoco.mj_setState(self._model, self._data, state[:end], _INTEGRATION)
+        end = self.physics_size
+        mujoco.mj_setState(self.model, self.data, state[:end], INTEGRATION)
         for observable in self._observables():
             observable._time_since_last_sample = float(state[end])
             observable._sampled = True  # as after every reset and step
-        end += 1
+        for robot, parts in zip(self.env.robots, self.arm_parts(state), strict=True):
+            _load_arm(robot, parts)
+
+    def simulation_state(self) -> NDArray[np.float64]:
+        """The state as robomimic's datasets store it: time, positions, velocities."""
+        return flatten_state(self.data)
+
+    def arm_parts(self, state: NDArray[np.float64]) -> list[dict[str, NDArray[np.float64]]]:
+        """Views of what `save` wrote of each arm, by name: 'gripper', 'new_update' and the controller's arrays."""
+        parts, end = [], self.physics_size + 1
         for robot in self.env.robots:
-            start, end = end, end + self._arm_size(robot)
-            _load_arm(robot, state[start:end], self._gripper_size(robot))
+            sizes = _arm_sizes(robot)
+            edges = end + np.cumsum([0, *sizes.values()])
+            parts.append(dict(zip(sizes, np.split(state, edges)[1:], strict=False)))
+            end = edges[-1]
+        return parts
 
     def draw(self, width: int, height: int) -> NDArray[np.uint8]:
         """The loaded state from robomimic's camera 'agentview', (height, width, 3), visual shapes only.
@@ -166,11 +181,11 @@ class Simulator:
         option.geomgroup[0] = 0  # robosuite's collision shapes
         try:
             if self._renderer is None or (self._renderer.width, self._renderer.height) != (width, height):
-                frame = self._model.vis.global_
+                frame = self.model.vis.global_
                 frame.offwidth, frame.offheight = max(frame.offwidth, width), max(frame.offheight, height)
-                self._renderer = mujoco.Renderer(self._model, height, width)
-            mujoco.mj_forward(self._model, self._data)
-            self._renderer.update_scene(self._data, "agentview", option)
+                self._renderer = mujoco.Renderer(self.model, height, width)
+            mujoco.mj_forward(self.model, self.data)
+            self._renderer.update_scene(self.data, "agentview", option)
             return self._renderer.render().copy()
         except Exception as error:
             raise ValueError(f"robosuite cannot be rendered on this machine: {_one_line(error)}") from error
@@ -181,28 +196,30 @@ class Simulator:
     def _observables(self) -> list[Any]:
         return list(self.env._observables.values())
 
-    def _arm_size(self, robot: Any) -> int:
-        """Numbers saved for one arm: its gripper's, a flag, its controller's."""
-        return self._gripper_size(robot) + 1 + sum(getattr(robot.controller, name).size for name in _CONTROLLER_ARRAYS)
 
-    def _gripper_size(self, robot: Any) -> int:
-        return len(robot.gripper.actuators)
+def _arm_sizes(robot: Any) -> dict[str, int]:
+    """Numbers saved of one arm, by name and in their order: its gripper's, a flag, its controller's."""
+    sizes = {"gripper": len(robot.gripper.actuators), "new_update": 1}
+    return sizes | {name: getattr(robot.controller, name).size for name in _CONTROLLER_ARRAYS}
 
 
-def _load_arm(robot: Any, values: NDArray[np.float64], gripper_size: int) -> None:
-    """Give an arm the part of a saved row that is its own."""
-    robot.gripper.current_action = values[:gripper_size].copy()
+def _load_arm(robot: Any, parts: Mapping[str, NDArray[np.float64]]) -> None:
+    """Give an arm the parts of a saved row that are its own."""
+    robot.gripper.current_action = parts["gripper"].copy()
     controller = robot.controller
-    controller.new_update = bool(values[gripper_size])
-    end = gripper_size + 1
+    controller.new_update = bool(parts["new_update"][0])
     for name in _CONTROLLER_ARRAYS:
         # A new array, since robosuite lets two names share one; in the old one's memory order, since LAPACK's and
         # BLAS's bits depend on it.
         array = np.empty_like(getattr(controller, name))
-        start, end = end, end + array.size
-        array[...] = values[start:end].reshape(array.shape)
+        array[...] = parts[name].reshape(array.shape)
         setattr(controller, name, array)
     controller.J_full = np.array(np.vstack([controller.J_pos, controller.J_ori]))
+
+
+def flatten_state(data: Any) -> NDArray[np.float64]:
+    """Time, positions and velocities of MuJoCo's data, (1 + Q + V,)."""
+    return np.concatenate([[data.time], data.qpos, data.qvel])
 
 
 def _is_not_about_macros(record: logging.LogRecord) -> bool:

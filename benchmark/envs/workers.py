@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmark.envs.robosuite_fast import FastSimulator, why_stock
 from benchmark.envs.robosuite_simulator import Simulator
 
 _PARENT_CHECK = 2.0  # seconds between a waiting worker's looks at whether its parent is still there
@@ -35,6 +36,7 @@ class Models(NamedTuple):
     env_kwargs: dict[str, Any]
     keys: tuple[str, ...]
     variants: int
+    stock: bool = False  # whether stock robosuite steps them also where `FastSimulator` could
 
 
 class Sizes(NamedTuple):
@@ -43,6 +45,7 @@ class Sizes(NamedTuple):
     observation: int
     action: int
     state: int
+    why_stock: str = ""  # what `FastSimulator` does not cover of these models; '' where stock robosuite is not needed
 
 
 class Steps(NamedTuple):
@@ -59,12 +62,13 @@ class SimulatorPool:
 
     def __init__(self, models: Models) -> None:
         self._models = models
-        self._simulators: dict[int, Simulator] = {}
+        self._simulators: dict[int, Simulator | FastSimulator] = {}
 
     def sizes(self) -> Sizes:
         """The sizes that all models share. Raises ValueError where robosuite refuses the models' arguments."""
         simulator = self._simulator(0)
-        return Sizes(simulator.observation_size, simulator.action_size, 1 + simulator.state_size)
+        reason = why_stock(simulator.env)
+        return Sizes(simulator.observation_size, simulator.action_size, 1 + simulator.state_size, reason)
 
     def reset(self, seeds: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Start the episodes of (n,) seeds: first observations (n, O) and states (n, S)."""
@@ -82,27 +86,28 @@ class SimulatorPool:
     def step(self, states: NDArray[np.float64], actions: NDArray[np.float32], remaining: NDArray[np.int64]) -> Steps:
         """Execute (n, H, A) actions from (n, S) states, in each row at most `remaining` (n,), at least 1, of them."""
         count, horizon, _ = actions.shape
-        observations = np.empty((count, self.sizes().observation))
+        observations = np.empty((count, self._simulator(0).observation_size))
         rewards = np.zeros((count, horizon))
         steps = np.minimum(remaining, horizon)
         after = states.copy()
         for row in range(count):
             simulator = self.load(states[row])
-            for step in range(steps[row]):
-                observations[row], rewards[row, step] = simulator.step(actions[row, step])
+            observations[row], rewards[row, : steps[row]] = simulator.play(actions[row, : steps[row]])
             simulator.save(after[row, 1:])
         return Steps(observations, rewards, steps, after)
 
-    def load(self, state: NDArray[np.float64]) -> Simulator:
+    def load(self, state: NDArray[np.float64]) -> Simulator | FastSimulator:
         """The simulator of a row's model, holding that row."""
         simulator = self._simulator(int(state[0]))
         simulator.load(state[1:])
         return simulator
 
-    def _simulator(self, model: int) -> Simulator:
+    def _simulator(self, model: int) -> Simulator | FastSimulator:
         if model not in self._simulators:
-            env_name, env_kwargs, keys, _ = self._models
-            self._simulators[model] = Simulator(env_name, env_kwargs, keys, model)
+            env_name, env_kwargs, keys, _, stock = self._models
+            simulator = Simulator(env_name, env_kwargs, keys, model)
+            fast = not stock and not why_stock(simulator.env)
+            self._simulators[model] = FastSimulator(simulator) if fast else simulator
         return self._simulators[model]
 
 

@@ -13,7 +13,8 @@ from benchmark.estimate import run_memory
 from benchmark.launch import cluster
 from benchmark.launch.local import Pool, run_inline
 from benchmark.launch.resources import GpuSlots, available_cores, available_memory, visible_gpus
-from benchmark.launch.slurm import Array, SlurmOptions, Sweep, arrays, batch_text
+from benchmark.launch.slurm import Array, SlurmOptions, arrays, batch_text
+from benchmark.launch.sweep import Sweep
 from benchmark.plan import PlannedRun, prepare
 
 

@@ -30,6 +30,7 @@ from benchmark.provenance import collect_provenance
 from benchmark.speed.learning import iteration, learning_methods, matmul, sampling, update
 from benchmark.speed.measuring import Row, Sizes
 from benchmark.speed.physics import physics
+from benchmark.speed.robosuite import robosuite
 from benchmark.store import write_json
 from benchmark.tables import number
 
@@ -38,6 +39,7 @@ DEFAULT = Sizes()
 FULL = Sizes(
     physics_chunks=250,
     async_tasks=LOCOMOTION,
+    robosuite_chunks=40,
     sampling_calls=100,
     update_chunks=500,
     replay_chunks=25,
@@ -46,6 +48,7 @@ FULL = Sizes(
 )
 PARTS: dict[str, Callable[[Sizes, int], list[Row]]] = {
     "physics": physics,
+    "robosuite": robosuite,
     "sampling": sampling,
     "update": update,
     "iteration": iteration,
@@ -68,11 +71,11 @@ class Arguments:
     """Command line of `benchmark.speed`."""
 
     parts: tuple[str, ...] = ()
-    """Only these of physics, sampling, update, iteration, matmul (default: all)."""
+    """Only these of physics, robosuite, sampling, update, iteration, matmul (default: all)."""
     full: bool = False
     """Published sizes, every method's iteration: takes half an hour or more on 2 cores."""
     threads: int | None = None
-    """Threads of physics and tensors (default: all cores that this process may use)."""
+    """Threads of physics (not robosuite's) and tensors (default: all cores that this process may use)."""
     json: Path | None = None
     """Also write the result to this file."""
 

@@ -20,6 +20,7 @@ class Sizes:
     envs: int = 40
     physics_chunks: int = 60  # per environment and turn
     async_tasks: tuple[str, ...] = ("hopper",)  # on which AsyncVectorEnv takes part
+    robosuite_chunks: int = 10  # of one environment per turn
     sampling_calls: int = 20  # per turn
     update_chunks: int = 125  # per environment in the rollout that DPPO learns from: one minibatch an epoch
     replay_chunks: int = 6  # the same for the methods with a replay: 30 gradient steps of IDQL, 3 of DQL
