@@ -1,4 +1,4 @@
-"""Published learning curves, carried as data (`curves/`), as runs like any other.
+"""Published learning curves, carried as data (`data/`), as runs like any other.
 
 A published `dql` regularises towards the policy's own actions, as DPPO's repository runs it: here that is `dql-dppo`.
 """
@@ -55,7 +55,7 @@ SOURCES = (REINFLOW, SUPPLEMENT)
 
 
 def _rows(name: str) -> Iterator[dict[str, str]]:
-    text = (files("benchmark.report") / "curves" / name).read_text(encoding="utf-8")
+    text = (files("benchmark.report") / "data" / name).read_text(encoding="utf-8")
     return csv.DictReader(text.splitlines())
 
 
