@@ -1,14 +1,14 @@
-"""Tables as CSV, Markdown and LaTeX text, with names of unknown origin made harmless."""
+"""Text of tables: numbers for human eyes; names of unknown origin made harmless in CSV, Markdown, LaTeX and HTML."""
 
 from __future__ import annotations
 
 import csv
+import html
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
-
-from benchmark.stats import Estimate
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 
 DASH = "\N{EN DASH}"
 _LATEX = {
@@ -25,7 +25,7 @@ _LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    '"': "''",
     DASH: "--",
     # After the end of a row, a bracket or a star would be taken for an argument of \\.
     "[": "{[}",
@@ -44,9 +44,25 @@ def printable(text: str, limit: int = 0) -> str:
 
 
 def escape_latex(text: str) -> str:
-    """Escape LaTeX's special characters in plain text, and keep double hyphens from becoming a dash."""
-    escaped = "".join(_LATEX.get(c, c) for c in re.sub(r"-(?=-)", "-\0", printable(text)))
+    """Escape LaTeX's special characters in plain text, and keep double hyphens from becoming a dash.
+
+    What pdfTeX's default fonts lack (all but ASCII and Latin letters with accents) becomes its code point.
+    """
+    escaped = "".join(_latex_character(c) for c in re.sub(r"-(?=-)", "-\0", printable(text)))
     return escaped.replace("\0", "{}")
+
+
+def _latex_character(character: str) -> str:
+    if character in _LATEX:
+        return _LATEX[character]
+    letter = unicodedata.normalize("NFD", character)[0]
+    known = character.isascii() or (character <= "\u00ff" and letter.isascii() and letter.isalpha())
+    return character if known else f"U+{ord(character):04X}"
+
+
+def escape_html(text: str) -> str:
+    """Plain text as text or as a quoted attribute of HTML."""
+    return html.escape(printable(text))
 
 
 def escape_markdown(text: str) -> str:
@@ -78,28 +94,6 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def with_interval(estimate: Estimate | None) -> str:
-    """`value [low, high]`, without the bracket where there is no interval, a dash where there is no estimate."""
-    if estimate is None:
-        return DASH
-    if not (math.isfinite(estimate.low) and math.isfinite(estimate.high)):
-        return number(estimate.value)
-    return f"{number(estimate.value)} [{number(estimate.low)}, {number(estimate.high)}]"
-
-
-def with_interval_latex(estimate: Estimate | None) -> str:
-    """As `with_interval`, in LaTeX: numbers in mathematics mode, the interval smaller."""
-
-    def mathematics(value: float) -> str:
-        return f"${number(value).replace(',', '{,}')}$" if math.isfinite(value) else "--"
-
-    if estimate is None:
-        return "--"
-    if not (math.isfinite(estimate.low) and math.isfinite(estimate.high)):
-        return mathematics(estimate.value)
-    return f"{mathematics(estimate.value)} {{\\scriptsize [{mathematics(estimate.low)}, {mathematics(estimate.high)}]}}"
-
-
 def csv_number(value: float) -> str:
     """A value that reads back to the same float; blank where it is not finite."""
     if not math.isfinite(value):
@@ -107,7 +101,7 @@ def csv_number(value: float) -> str:
     return str(int(value)) if value == int(value) and abs(value) < 2**53 else repr(float(value))
 
 
-def csv_table(columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> str:
+def csv_table(columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> str:
     """CSV text with a header and one line a row.
 
     Raises:
@@ -124,26 +118,3 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: i
     """A Markdown table of cells that are already escaped; the first `left` columns are left-aligned, others right."""
     rule = [":--" if index < left else "--:" for index in range(len(header))]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, rule, *rows])
-
-
-def latex_table(
-    header: Sequence[str], groups: Sequence[tuple[str, Sequence[Sequence[str]]]], caption: str, label: str
-) -> str:
-    """A `table` with booktabs rules: one titled group of rows after another.
-
-    Args:
-        header: column titles, already escaped.
-        groups: (title, rows of cells), already escaped; an empty title prints no title line.
-        caption: already escaped.
-        label: for `\\ref`.
-    """
-    columns = "l" + "r" * (len(header) - 1)
-    lines = [r"\begin{table}", r"\centering", f"\\caption{{{caption}}}", f"\\label{{{label}}}", r"\small"]
-    lines += [f"\\begin{{tabular}}{{{columns}}}", r"\toprule", " & ".join(header) + r" \\"]
-    for title, rows in groups:
-        lines.append(r"\midrule")
-        if title:
-            lines.append(f"\\multicolumn{{{len(header)}}}{{l}}{{\\textit{{{title}}}}} \\\\")
-        lines += [" & ".join(cells) + r" \\" for cells in rows]
-    lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
-    return "% needs \\usepackage{booktabs}\n" + "\n".join(lines) + "\n"

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from test_report import make_run, read_csv, summary_row
+from test_report import FILES, OVER_TASKS, make_run, pictures, read_csv, summary_row
 
-from benchmark import ablations, collect, plots, report, rules, summary, tables
+from benchmark import report, tables
 from benchmark.methods import ARMS
+from benchmark.report import ablations, collect, curves, figures, records, rules, style, summary
 from benchmark.suites import load_suite
 
 HEADER = "iteration,env_steps,rule,episodes,return_mean,return_std,success_rate,score"
@@ -40,14 +41,14 @@ def test_offline_data_per_method(tmp_path: Path) -> None:
         set_digest(make_run(tmp_path, "toy", "idql", seed, [0, 10]), "abc" if seed else "")
         (make_run(tmp_path, "toy", "dql", seed, [0, 10]) / "spec.json").write_text("{")
     directory = report.write_report(tmp_path)
-    wanted = {"otpr": "yes", "otpr-u": "no", "dppo": "no", "idql": "mixed", "dql": collect.UNKNOWN}
+    wanted = {"otpr": "yes", "otpr-u": "no", "dppo": "no", "idql": "mixed", "dql": records.UNKNOWN}
     text, latex = ((directory / name).read_text() for name in ("summary.md", "summary.tex"))
     for method, answer in wanted.items():
         assert table_row(text, method)[1] == answer
         assert f"\n{method} & {answer} & " in latex
     assert "| Method | Offline data | IQM" in text and "Method & Offline data & IQM" in latex
     data = {(row["method"], row["seed"]): row["offline_data"] for row in read_csv(directory / "data.csv")}
-    assert data["idql", "0"] == "no" and data["idql", "1"] == "yes" and data["dql", "2"] == collect.UNKNOWN
+    assert data["idql", "0"] == "no" and data["idql", "1"] == "yes" and data["dql", "2"] == records.UNKNOWN
     assert [summary_row(tmp_path, "toy", name, "offline_data")["value"] for name in ("otpr", "dppo")] == ["1", "0"]
     given = {row["method"] for row in read_csv(directory / "summary.csv") if row["statistic"] == "offline_data"}
     assert given == {"otpr", "otpr-u", "dppo"}
@@ -122,7 +123,7 @@ def test_without_other_rules_there_is_no_file_of_them(tmp_path: Path) -> None:
     (directory / "evaluations.csv").unlink()
     (tmp_path / "toy" / "otpr-q").rename(tmp_path / "toy" / "dppo")
     left = {path.name for path in report.write_report(tmp_path).iterdir()}
-    assert left == {"data.csv", "summary.csv", "summary.md", "summary.tex", "curves.png", "curves.pdf"}
+    assert left == FILES | pictures("curves", "curves_wall_clock", *OVER_TASKS)
     assert "## Rules" not in (tmp_path / "report" / "summary.md").read_text()
 
 
@@ -155,23 +156,23 @@ def test_an_ablation_shows_its_arms_alone(tmp_path: Path) -> None:
     drawn = {path.name for path in directory.iterdir() if path.name.startswith("ablation")}
     assert drawn == {"ablation_marginal.png", "ablation_marginal.pdf"}
     tasks = summary.summarise(collect.read_runs(tmp_path)[0]).tasks
-    panels = [plots.Panel(task.task, "score", tuple(summary.curves(task, "score"))) for task in tasks]
+    panels = [figures.Panel(task.task, "score", tuple(curves.curves(task, "score"))) for task in tasks]
     labels = ablations.labels("ablation_marginal", {"otpr", "otpr-relaxed", "dppo"})
     (panel,) = ablations.restrict(panels, labels)
     assert panel.title == "toy" and [curve.method for curve in panel.curves] == ["otpr", "otpr-relaxed"]
-    (legend,) = plots.curve_figure([panel], labels).legends
+    (legend,) = figures.curve_figure([panel], labels, style.styles(labels)).legends
     assert [text.get_text() for text in legend.get_texts()] == ["strict (otpr)", "relaxed (otpr-relaxed)"]
 
 
 def test_arms_are_told_apart() -> None:
-    looks = [plots.style(name) for name in ARMS]
+    looks = [style.style(name) for name in ARMS]
     assert len({look.colour for look in looks}) == len({(look.marker, look.line) for look in looks}) == len(ARMS)
 
 
 @pytest.mark.parametrize("count", [1, 12, 24])
 def test_a_long_legend_stays_inside_and_leaves_the_panel_its_height(count: int) -> None:
     labels = {f"otpr-method-{index}": f"otpr-method-{index}" for index in range(count)}
-    figure = plots.curve_figure([plots.Panel("toy", "score", ())], labels)
+    figure = figures.curve_figure([figures.Panel("toy", "score", ())], labels, style.styles(labels))
     (legend,), (axes,) = figure.legends, figure.axes
     box, panel = legend.get_window_extent(), axes.get_window_extent()
     assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0 and box.y1 < panel.y0

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmark.plots import save
+from benchmark.report.style import save
 from benchmark.store import write_rows, write_text
 from benchmark.toy_transport.figures import matrix_figure, plane_figure, plane_panels
 from benchmark.toy_transport.solve import COLUMNS, SETTINGS, Row, missed, plane_cases, smooth_cases, solve_case
