@@ -42,7 +42,7 @@ $(READY): pyproject.toml constraints.txt
 
 # d4rl and robomimic are read by tests alone, as references; what they depend on no longer installs
 $(READY_ALL): $(READY)
-	$(call install,--editable ".[test$(COMMA)robosuite$(COMMA)robomimic$(COMMA)minari$(COMMA)video]")
+	$(call install,--editable ".[test$(COMMA)robosuite$(COMMA)robomimic$(COMMA)minari$(COMMA)video$(COMMA)export]")
 	$(call install,--no-deps d4rl==1.1 robomimic==0.3.0)
 	@touch $@
 

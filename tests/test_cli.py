@@ -11,6 +11,7 @@ import pytest
 from benchmark import run, status
 from benchmark.methods import ARMS, resolve_settings
 from benchmark.policies import policy_path
+from benchmark.store import write_json
 from benchmark.suites import load_suite, parse_seeds, suite_names
 from benchmark.tasks import TASKS, get_task
 
