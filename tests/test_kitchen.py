@@ -159,7 +159,7 @@ STRUCTURE = ("B_row", "bvh_nodeid", "body_geomadr", "key_mpos", "key_mquat")  # 
 def test_model_is_d4rls_in_all_that_physics_sees(tmp_path: Path) -> None:
     """Field by field. D4RL's model has one more body, held in place, its geom that touches nothing, and its weld."""
     theirs = mujoco.MjModel.from_xml_path(str(copy_wheel(find_wheel(), tmp_path)))
-    ours = kitchen._load_model()[0]
+    ours = kitchen.load_model()[0]
     assert theirs.body_dofnum[1] == theirs.body_mass[1] == theirs.geom_contype[1] == theirs.geom_conaffinity[1] == 0
     assert theirs.eq_type[5] == mujoco.mjtEq.mjEQ_WELD and (theirs.eq_obj1id[5], theirs.eq_obj2id[5]) == (1, 0)
     extra = {"body": 1, "geom": 1, "eq": 5, "site": 0}
@@ -182,7 +182,7 @@ def test_model_is_d4rls_in_all_that_physics_sees(tmp_path: Path) -> None:
 
 
 def test_pedestal_is_the_only_change_to_the_model() -> None:
-    changed = kitchen._load_model()[0]
+    changed = kitchen.load_model()[0]
     original = mujoco.MjModel.from_xml_path(str(kitchen._assets() / "kitchen_assets" / "kitchen_env_model.xml"))
     names = [name for name in dir(changed) if name[0] != "_" and isinstance(getattr(changed, name), np.ndarray)]
     different = {name for name in names if not np.array_equal(getattr(changed, name), getattr(original, name))}

@@ -22,8 +22,6 @@ from benchmark.launch.local import Pool, run_inline
 from benchmark.plan import plan_runs, prepare
 from benchmark.store import RunPaths, load_checkpoint, read_json, save_checkpoint, write_json
 
-KILLS = 13  # of every arm: 104 in all
-
 
 def rows(path: Path) -> list[dict[str, str]]:
     """CSV rows without what is measured in seconds."""
@@ -53,7 +51,8 @@ def test_another_seed_gives_another_curve(prepared) -> None:
     assert rows(first.paths.metrics) != rows(second.paths.metrics)
 
 
-def test_killed_at_random_moments_and_resumed_equals_uninterrupted(distinct_arm: str, prepared) -> None:
+@pytest.mark.parametrize("most", [3, pytest.param(13, marks=pytest.mark.slow)])  # 104 over all arms
+def test_killed_at_random_moments_and_resumed_equals_uninterrupted(most: int, distinct_arm: str, prepared) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmark.launch.execute", "benchmark.methods", "otpr.agent", "baselines.dql"])
     rules = {"evaluate_rules": True}
@@ -61,14 +60,14 @@ def test_killed_at_random_moments_and_resumed_equals_uninterrupted(distinct_arm:
     execute(whole.paths.root)
     spec, kills, resumed = read_json(run.paths.spec), 0, 0
     generator = np.random.default_rng(7)
-    while kills < KILLS or read_json(run.paths.status)["state"] != "done":
+    while kills < most or read_json(run.paths.status)["state"] != "done":
         if read_json(run.paths.status)["state"] == "done":
             assert results(run.paths) == results(whole.paths)
             shutil.rmtree(run.paths.root)
             write_json(run.paths.spec, spec)
         process = context.Process(target=execute, args=(run.paths.root, 0.0))
         process.start()
-        if kills < KILLS:
+        if kills < most:
             time.sleep(generator.uniform(0.05, 0.8))
             if process.is_alive():
                 process.kill()

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from benchmark.data.episodes import COLUMNS, Episodes
 from benchmark.data.kitchen_motion import ACTION_REACH, JOINTS, Arm, Follower, Path, Waypoint, straight
-from benchmark.envs.kitchen import COMPLETE_DISTANCE, DEFINITIONS, GOALS, START, KitchenEnv, _load_model
+from benchmark.envs.kitchen import COMPLETE_DISTANCE, DEFINITIONS, GOALS, START, KitchenEnv, load_model
 from benchmark.seeding import derive_seed
 
 SCRIPT_VERSION = 1  # raise it whenever the same seeds would give other episodes
@@ -137,7 +137,7 @@ class Demonstration:
 
     def __init__(self, seed: int) -> None:
         self._generator = np.random.default_rng(derive_seed(seed, "kitchen demonstrator", SCRIPT_VERSION))
-        self._arm = Arm(_load_model()[0], START)
+        self._arm = Arm(load_model()[0], START)
         count = self._generator.choice(len(_COUNT_CHANCES), p=_COUNT_CHANCES) + 1
         self.order = tuple(str(name) for name in self._generator.permutation(_SUB_TASKS)[:count])
         self._pace = self._generator.uniform(*_PACES)

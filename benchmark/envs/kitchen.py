@@ -2,7 +2,7 @@
 
 The rules are those of D4RL 1.1 (Fu et al. 2020, https://arxiv.org/abs/2004.07219; `d4rl/kitchen` of its package), run
 on the MuJoCo model that gymnasium-robotics maintains. Against D4RL's own model that one differs in one respect that
-physics can notice, undone by `_load_model`; it also lacks a body without mass, a weld and a site that touch nothing.
+physics can notice, undone by `load_model`; it also lacks a body without mass, a weld and a site that touch nothing.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -89,7 +89,7 @@ class KitchenEnv(NativeEnv):
         if definition not in DEFINITIONS:
             raise ValueError(f"unknown kitchen definition {definition!r}; valid: {', '.join(sorted(DEFINITIONS))}")
         check_sizes(num_envs, action_horizon, threads)
-        model, self._start = _load_model()
+        model, self._start = load_model()
         self.sub_tasks = DEFINITIONS[definition]
         rules = _rules(self.sub_tasks, model.opt.timestep)
         super().__init__(model, native.step_kitchen, rules, num_envs, action_horizon, threads, camera=_camera())
@@ -165,7 +165,7 @@ def _rules(sub_tasks: tuple[str, ...], timestep: float) -> native.KitchenRules:
 
 
 @functools.lru_cache(maxsize=1)
-def _load_model() -> tuple[Any, NDArray[np.float64]]:
+def load_model() -> tuple[Any, NDArray[np.float64]]:
     """The model, which nobody may change, and the (S,) integration state in which all episodes start.
 
     In gymnasium-robotics' model the pedestal under the robot collides; in D4RL's it is only seen. The start repeats the
