@@ -18,26 +18,31 @@ CONTEXT = multiprocessing.get_context("forkserver")
 ELSEWHERE = {"token": "other", "host": "another-machine", "pid": 1, "job_id": "7_0"}
 
 
-def hold(path: Path, ready, wake, verdicts) -> None:
-    """Another process: hold the lease until woken, then say whether it may still write."""
+def hold(path: Path) -> None:
+    """Another process: hold the lease until told to wake, then write down whether it may still write.
+
+    They talk through files: a frozen process would keep the locks of anything else.
+    """
     with Lease(path) as lease:
-        ready.set()
-        wake.wait()
+        (path.parent / "ready").touch()
+        while not (path.parent / "wake").exists():
+            time.sleep(0.02)
         try:
             lease.check()
-            verdicts.put("holds")
+            verdict = "holds"
         except LeaseLost:
-            verdicts.put("lost")
+            verdict = "lost"
+        (path.parent / "verdict").write_text(verdict)
 
 
 @pytest.fixture
 def holder(tmp_path: Path):
     """A process that holds the lease of `tmp_path`/run.lock."""
-    ready, wake, verdicts = CONTEXT.Event(), CONTEXT.Event(), CONTEXT.Queue()
-    process = CONTEXT.Process(target=hold, args=(tmp_path / "run.lock", ready, wake, verdicts))
+    process = CONTEXT.Process(target=hold, args=(tmp_path / "run.lock",))
     process.start()
-    ready.wait()
-    yield process, wake, verdicts
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.02)
+    yield process
     process.kill()
     process.join()
 
@@ -50,13 +55,13 @@ def age(path: Path, seconds: float) -> None:
 
 def test_a_living_holder_is_busy_and_named(tmp_path: Path, holder) -> None:
     assert held(tmp_path / "run.lock")
-    with pytest.raises(RunBusy, match=f"process {holder[0].pid} on "):
+    with pytest.raises(RunBusy, match=f"process {holder.pid} on "):
         Lease(tmp_path / "run.lock").acquire()
 
 
 def test_what_a_killed_holder_leaves_is_taken_at_once(tmp_path: Path, holder) -> None:
-    holder[0].kill()
-    holder[0].join()
+    holder.kill()
+    holder.join()
     assert (tmp_path / "run.lock").stat().st_size > 0
     assert not held(tmp_path / "run.lock")
     with Lease(tmp_path / "run.lock") as lease:
@@ -64,14 +69,13 @@ def test_what_a_killed_holder_leaves_is_taken_at_once(tmp_path: Path, holder) ->
 
 
 def test_a_frozen_holder_is_replaced_and_knows_it_when_it_wakes(tmp_path: Path, holder) -> None:
-    process, wake, verdicts = holder
-    os.kill(process.pid, signal.SIGSTOP)
+    os.kill(holder.pid, signal.SIGSTOP)
     age(tmp_path / "run.lock", STALE_SECONDS + 5)
     with Lease(tmp_path / "run.lock") as lease:
-        wake.set()
-        os.kill(process.pid, signal.SIGCONT)
-        assert verdicts.get(timeout=20) == "lost"
-        process.join()
+        (tmp_path / "wake").touch()
+        os.kill(holder.pid, signal.SIGCONT)
+        holder.join(60)
+        assert (tmp_path / "verdict").read_text() == "lost"
         lease.check()  # the other's release took nothing away
         assert held(tmp_path / "run.lock")
 
