@@ -204,7 +204,7 @@ def test_an_ended_run_is_left_alone(prepared) -> None:
 
 
 def test_ctrl_c_stops_the_pool_and_the_next_call_goes_on(prepared) -> None:
-    run, whole = prepared("idql", loop={"iterations": 100}), prepared("idql", "whole", loop={"iterations": 100})
+    run, whole = prepared("idql", loop={"iterations": 500}), prepared("idql", "whole", loop={"iterations": 500})
     execute(whole.paths.root)
 
     def press() -> None:
