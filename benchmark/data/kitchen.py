@@ -11,8 +11,9 @@ are the recorded ones.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 
 import numpy as np
 from numpy.typing import NDArray
@@ -224,7 +225,7 @@ def demonstrate(seeds: NDArray[np.int64], threads: int = 1) -> Episodes:
 
     Args:
         seeds: (E,) int64, non-negative, E at least 1; each decides its episode's noise and intentions.
-        threads: episodes recorded at a time; never changes a result.
+        threads: processes that share the episodes; 1 stays in this process. Never changes a result.
 
     Raises:
         ValueError: no seed, a negative one, or `threads` below 1.
@@ -233,6 +234,10 @@ def demonstrate(seeds: NDArray[np.int64], threads: int = 1) -> Episodes:
         raise ValueError(f"threads must be at least 1, got {threads}")
     if seeds.ndim != 1 or not seeds.size or seeds.min() < 0:
         raise ValueError(f"seeds must be a 1-D array of at least one non-negative integer, got {seeds.tolist()}")
-    with ThreadPoolExecutor(threads) as pool:
-        records = list(pool.map(_record, seeds.tolist()))
+    if threads == 1:
+        records = list(map(_record, seeds.tolist()))
+    else:
+        # processes, since the planning is Python
+        with ProcessPoolExecutor(threads, get_context("spawn")) as pool:
+            records = list(pool.map(_record, seeds.tolist(), chunksize=4))
     return Episodes(**{name: np.concatenate([record[name] for record in records]) for name in COLUMNS})
