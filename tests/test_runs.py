@@ -178,7 +178,7 @@ def test_unreadable_checkpoint_fails_with_one_line_and_is_kept(damage: str, prep
         execute(other.paths.root)
         content = other.paths.checkpoint.read_bytes()
     run.paths.checkpoint.write_bytes(content)
-    prepare(run)
+    write_json(run.paths.status, {"state": "queued"})
     assert execute(run.paths.root) == "failed"
     error = read_json(run.paths.status)["error"]
     assert "checkpoint" in error and "\n" not in error
