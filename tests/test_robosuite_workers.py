@@ -89,6 +89,7 @@ def test_dead_worker_is_one_error_and_changes_nothing() -> None:
     env.reset(both, both)
     before = env.state_dict()
     pids = worker_ids(env)
+    os.kill(pids[1], signal.SIGSTOP)  # so that it has not answered when it dies
     killer = threading.Timer(0.5, os.kill, (pids[1], signal.SIGKILL))
     killer.start()
     with pytest.raises(RuntimeError, match=r"worker 2 of 2 ended without an answer \(status -9\)"):
