@@ -11,8 +11,9 @@ COMMA := ,
 
 .PHONY: quick test test-all lint clean
 
+# not into results/quick: the committed runs there count as done, and nothing would be run
 quick: $(READY)
-	$(RUN) -m benchmark.run --suite quick
+	$(RUN) -m benchmark.run --suite quick --out runs/quick
 
 test: lint
 	$(RUN) -m pytest -m "not slow and not slurm and not robosuite"

@@ -11,6 +11,7 @@ Lengths are metres, angles radians, positions in robosuite's world frame (z up).
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -113,7 +114,7 @@ def raised(position: Vector, height: float) -> Vector:
     return position + np.array([0.0, 0.0, height])
 
 
-class Script:
+class Script(ABC):
     """Reach, close, carry, release; the subclasses say where the object is held and where it goes.
 
     Attributes:
@@ -155,13 +156,13 @@ class Script:
         action[3:6] += 0.3 * self.noise[3:]
         return np.clip(action, -1.0, 1.0).astype(np.float32)
 
+    @abstractmethod
     def turn_to_grasp(self, scene: Scene) -> float:
         """How far the hand must turn about z before it grasps."""
-        raise NotImplementedError
 
+    @abstractmethod
     def carry(self, scene: Scene) -> tuple[Move, bool]:
         """What to do with the object in hand, and whether to let go of it."""
-        raise NotImplementedError
 
     def grasp_point(self, scene: Scene) -> Vector:
         """Where the hand is to close, without the error of the aim."""

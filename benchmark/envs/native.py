@@ -111,7 +111,7 @@ _get_state = types.ExternalFunction("mj_getState", types.void(types.intp, types.
 _mj_step = types.ExternalFunction("mj_step", types.void(types.intp, types.intp))
 
 
-def _compiled(function: Callable[..., None]) -> Any:
+def compiled(function: Callable[..., None]) -> Any:
     """`function` compiled to release the GIL, kept on disk where any cache folder is writable."""
     options = {"nogil": True, "error_model": "numpy"}
     try:
@@ -242,5 +242,5 @@ def _step_kitchen(simulation, rules, batch, indices, actions, outcome, start, st
         _save(simulation, batch, env)
 
 
-step_slice = _compiled(_step_slice)
-step_kitchen = _compiled(_step_kitchen)
+step_slice = compiled(_step_slice)
+step_kitchen = compiled(_step_kitchen)

@@ -19,7 +19,7 @@ import numpy as np
 from numba import types
 from robosuite.utils.control_utils import nullspace_torques, opspace_matrices, orientation_error
 
-from benchmark.envs.native import _compiled  # which also makes libmujoco's symbols visible to the compiler
+from benchmark.envs.native import compiled  # which also makes libmujoco's symbols visible to the compiler
 
 
 class Simulation(NamedTuple):
@@ -167,4 +167,4 @@ def _step_arms(simulation, arms, goals, moves, step, substeps):
         _mj_step2(simulation.model, simulation.data)
 
 
-step_arms = _compiled(_step_arms)
+step_arms = compiled(_step_arms)

@@ -10,6 +10,7 @@ but joint positions is one physics step old, because nothing recomputes it after
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import mujoco
@@ -21,7 +22,7 @@ _ARM = 9  # numbers that an arm observes
 _REACH = 0.6  # robosuite counts an object as placed once the hand has left it: 1 - tanh(10 distance) below this
 
 
-class Scene:
+class Scene(ABC):
     """What all tasks share: each arm's hand position (3), its quaternion x-y-z-w (4) and finger positions (2).
 
     Args:
@@ -46,13 +47,13 @@ class Scene:
             out[start + 7 : start + 9] = data.qpos[fingers]
         self.observe_objects(out, out[self.first :])
 
+    @abstractmethod
     def observe_objects(self, seen: NDArray[np.float64], out: NDArray[np.float64]) -> None:
         """Write what follows the arms in an observation, given the whole of it with the arms' part complete."""
-        raise NotImplementedError
 
+    @abstractmethod
     def is_solved(self) -> bool:
         """Whether robosuite pays for this state."""
-        raise NotImplementedError
 
 
 class LiftScene(Scene):
@@ -104,9 +105,9 @@ class _PlacingScene(Scene):
         distance = np.linalg.norm(self.data.site_xpos[self.sites[0]] - position)
         return bool(1 - np.tanh(10.0 * distance) < _REACH)
 
+    @abstractmethod
     def is_in_place(self, position: NDArray[np.float64]) -> bool:
         """Whether the object is where it belongs, wherever the hand is."""
-        raise NotImplementedError
 
 
 class CanScene(_PlacingScene):

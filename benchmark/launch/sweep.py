@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.launch import cluster
-from benchmark.launch.lease import Lease, RunBusy, held
+from benchmark.launch.lease import Lease, LeaseLost, RunBusy, held
 from benchmark.launch.local import last_line, mark_dead
 from benchmark.launch.slurm import FOLDER, Array, SlurmOptions, arrays, make_executor
 from benchmark.plan import PlannedRun, prepare
@@ -48,8 +48,7 @@ class Sweep:
             The ids of the new jobs; of an array, its one id.
 
         Raises:
-            SlurmError: SLURM does not answer, or refuses; what was submitted before stays.
-            LeaseLost: another call on the directory took over.
+            SlurmError: SLURM does not answer or refuses, or another call took over; what was submitted before stays.
             OSError: the directory cannot be written.
         """
         submitted: list[str] = []
@@ -62,7 +61,10 @@ class Sweep:
                 prepare(run)
             after = {job for _, job in alive.values()} if self.max_parallel else set()
             for array in arrays(missing, self.options, cluster.array_cap()):
-                lease.check()
+                try:
+                    lease.check()
+                except LeaseLost as error:
+                    raise cluster.SlurmError("another call on this directory took over the submission") from error
                 job = self._submit_array(array, sorted(after))
                 submitted.append(job)
                 if self.max_parallel:
