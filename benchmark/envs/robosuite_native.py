@@ -17,7 +17,11 @@ from typing import NamedTuple
 import numba
 import numpy as np
 from numba import types
-from robosuite.utils.control_utils import nullspace_torques, opspace_matrices, orientation_error
+from robosuite.utils.control_utils import (  # an optional package, pyright: ignore[reportMissingImports]
+    nullspace_torques,
+    opspace_matrices,
+    orientation_error,
+)
 
 from benchmark.envs.native import compiled  # which also makes libmujoco's symbols visible to the compiler
 
