@@ -121,7 +121,7 @@ def _write_gif(path: Path, pictures: Iterator[Picture]) -> None:
 
 
 def _write_mp4(path: Path, pictures: Iterator[Picture]) -> None:
-    import imageio_ffmpeg  # an optional package, pyright: ignore[reportMissingImports]
+    import imageio_ffmpeg  # pyright: ignore[reportMissingImports]  # optional
 
     first = next(pictures)
     height, width = first.shape[:2]

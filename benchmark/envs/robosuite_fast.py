@@ -56,7 +56,7 @@ class FastSimulator:
     """
 
     def __init__(self, stock: Simulator) -> None:
-        from robosuite.utils import transform_utils  # an optional package, pyright: ignore[reportMissingImports]
+        from robosuite.utils import transform_utils  # pyright: ignore[reportMissingImports]  # optional
 
         from benchmark.envs import robosuite_native  # which imports robosuite
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 from numba import types
-from robosuite.utils.control_utils import (  # an optional package, pyright: ignore[reportMissingImports]
+from robosuite.utils.control_utils import (  # pyright: ignore[reportMissingImports]  # optional
     nullspace_torques,
     opspace_matrices,
     orientation_error,

@@ -82,7 +82,7 @@ class _PlacingScene(Scene):
     """
 
     def __init__(self, env: Any, model: Any, data: Any) -> None:
-        from robosuite.utils import transform_utils  # an optional package, pyright: ignore[reportMissingImports]
+        from robosuite.utils import transform_utils  # pyright: ignore[reportMissingImports]  # optional
 
         super().__init__(env, model, data)
         self.transforms = transform_utils
@@ -133,7 +133,7 @@ class TransportScene(Scene):
     """
 
     def __init__(self, env: Any, model: Any, data: Any) -> None:
-        from robosuite.utils import transform_utils  # an optional package, pyright: ignore[reportMissingImports]
+        from robosuite.utils import transform_utils  # pyright: ignore[reportMissingImports]  # optional
 
         super().__init__(env, model, data)
         self.transforms = transform_utils
