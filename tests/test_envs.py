@@ -13,7 +13,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from benchmark.envs import NAMES, ChunkStep, VectorEnv, make_env
+from benchmark.envs import NAMES, ROBOSUITE, ChunkStep, VectorEnv, make_env
 from benchmark.envs.toy import ToyEnv, toy_demonstrations
 
 ROOT = Path(__file__).parents[1]
@@ -21,6 +21,7 @@ GYMNASIUM = {"hopper": "Hopper-v4", "walker2d": "Walker2d-v4", "halfcheetah": "H
 # Of random actions, one per episode; the weaker ones last longer. Two go beyond [-1, 1], where MuJoCo clamps.
 SCALES = {"hopper": (0.0, 0.05, 1.0), "walker2d": (0.0, 0.1, 1.5), "halfcheetah": (0.05, 0.3, 1.5)}
 Policy = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (live indices, their observations) -> (n, H, A)
+EVERY = [pytest.param(name, marks=pytest.mark.robosuite) if name in ROBOSUITE else name for name in NAMES]
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
@@ -132,7 +133,7 @@ def test_time_limit_is_a_truncation_even_inside_a_chunk() -> None:
     assert np.all(outcome.rewards[0, 1:] == 0.0) and outcome.rewards[0, 0] != 0.0
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY)
 def test_restored_environment_continues_bit_identically(name: str) -> None:
     rng = np.random.default_rng(0)
     indices = np.arange(6)
@@ -151,7 +152,7 @@ def test_restored_environment_continues_bit_identically(name: str) -> None:
     assert any(not np.array_equal(again.state_dict()[key], env.state_dict()[key]) for key in saved)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY)
 def test_state_that_does_not_fit_is_refused(name: str) -> None:
     state = make_env(name, 3).state_dict()
     env = make_env(name, 2)
@@ -181,7 +182,7 @@ def test_threads_and_grouping_do_not_change_results(task: str) -> None:
     many.close()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY)
 def test_bad_calls_are_refused_and_change_nothing(name: str) -> None:
     env = make_env(name, 3, 2)
     zero = np.zeros((1, 2, env.action_dim), dtype=np.float32)
@@ -226,13 +227,13 @@ def test_ended_episode_must_be_reset(name: str) -> None:
     np.testing.assert_array_equal(again.rewards, outcome.rewards[:1])
 
 
-def test_no_environments_is_no_work() -> None:
+@pytest.mark.parametrize("name", EVERY)
+def test_no_environments_is_no_work(name: str) -> None:
     none = np.zeros(0, dtype=np.int64)
-    for name in NAMES:
-        env = make_env(name, 2, threads=2)
-        assert env.reset(none, none).shape == (0, env.observation_dim)
-        assert env.step(none, chunks(env, 0, 1.0, np.random.default_rng(0))).rewards.shape == (0, 4)
-        env.close()
+    env = make_env(name, 2, threads=2)
+    assert env.reset(none, none).shape == (0, env.observation_dim)
+    assert env.step(none, chunks(env, 0, 1.0, np.random.default_rng(0))).rewards.shape == (0, 4)
+    env.close()
 
 
 def test_unknown_names_and_sizes_are_refused() -> None:
