@@ -113,11 +113,17 @@ class DPPO:
 
     @torch.no_grad()
     def act(self, observations: Tensor, explore: bool, generator: torch.Generator) -> ActionChunk:
-        """Sample chunks for (N, O); ``extras["chain"]`` is (N, K' + 1, H, A)."""
+        """Sample chunks for (N, O).
+
+        Exploring, ``extras["chain"]`` is (N, K' + 1, H, A), ``extras["log_probability"]`` that of its steps, (N, K').
+        """
         noise = self.actor.draw_noise(len(observations), generator)
         keep = self.settings.ft_denoising_steps
         chain = self.actor.sample_chain(observations, noise, explore, keep, early=self.frozen)
-        return ActionChunk(chain[:, -1], {"chain": chain} if explore else {})
+        if not explore:
+            return ActionChunk(chain[:, -1])
+        log_probability = chunk_mean(self.actor.drawn_log_probability(noise, keep).flatten(0, 1))  # (N * K',)
+        return ActionChunk(chain[:, -1], {"chain": chain, "log_probability": log_probability.view(-1, keep)})
 
     def other_rules(self) -> dict[str, Rule]:
         """It has no Q and acts with its actor anyway."""
@@ -129,7 +135,7 @@ class DPPO:
         observations = rollout.observations.flatten(0, 1)  # (T*N, O)
         chains = rollout.extras["chain"].flatten(0, 1)  # (T*N, K'+1, H, A)
         advantages, returns = self.estimate_advantages(rollout)
-        old = self.chain_log_probability(observations, chains)  # (T*N, K')
+        old = rollout.extras["log_probability"].flatten(0, 1)  # (T*N, K'), of the actor as it still is
         total, history = old.numel(), []
         train_actor = self.iteration >= settings.critic_warmup_iterations
         for _ in range(settings.update_epochs):
@@ -167,26 +173,14 @@ class DPPO:
         advantages = generalised_advantages(rewards, values, next_values, ended, settings.discount, settings.gae_lambda)
         return advantages.flatten(), (advantages + values).flatten()
 
-    @torch.no_grad()
-    def chain_log_probability(self, observations: Tensor, chains: Tensor) -> Tensor:
-        """Log-probability of every fine-tuned transition under the current actor, (B, K')."""
-        steps, parts = self.settings.ft_denoising_steps, []
-        index = torch.arange(steps, device=chains.device)
-        for obs, chain in zip(
-            observations.split(MICRO_BATCH // steps), chains.split(MICRO_BATCH // steps), strict=True
-        ):
-            minibatch = (obs.repeat_interleave(steps, 0), chain[:, :-1].flatten(0, 1), chain[:, 1:].flatten(0, 1))
-            parts.append(self.log_probability(*minibatch, index.repeat(len(obs))).view(len(obs), steps))
-        return torch.cat(parts)
-
     def log_probability(self, observations: Tensor, before: Tensor, after: Tensor, index: Tensor) -> Tensor:
-        """Mean over the chunk of the per-dimension log-density, clamped to [-5, 2] as in DPPO, (B,).
+        """Log-probability of (B,) transitions of the chain, see `chunk_mean`.
 
         `index` (B,) counts the fine-tuned steps, 0 the noisiest.
         """
         offset = self.actor.sampling_steps - self.settings.ft_denoising_steps
         values = self.actor.log_probability(before, after, observations, index + offset)
-        return values.clamp(-5, 2).flatten(1).mean(1)
+        return chunk_mean(values)
 
     def value_step(self, observations: Tensor, returns: Tensor, rows: Tensor) -> dict[str, Tensor]:
         """One critic step on the states of a minibatch; a state drawn c times counts c times."""
@@ -265,6 +259,11 @@ class DPPO:
 
 
 STATEFUL = ("frozen", "actor", "critic", "actor_optimizer", "critic_optimizer", "reward_scaler")
+
+
+def chunk_mean(log_density: Tensor) -> Tensor:
+    """Mean over the chunk of the per-dimension log-density (B, H, A), clamped to [-5, 2] as in DPPO, (B,)."""
+    return log_density.clamp(-5, 2).flatten(1).mean(1)
 
 
 def explained_variance(values: Tensor, returns: Tensor) -> float:

@@ -129,6 +129,11 @@ def ddim_steps(schedule: NoiseSchedule, steps: int, eta: float) -> ReverseSteps:
     return ReverseSteps(timesteps.flip(0), *(t.flip(0).float() for t in (x0_coef, direction, std)))
 
 
+def normal_log_density(standardised: Tensor, std: Tensor) -> Tensor:
+    """log N(x; mean, std^2) of (x - mean) / std; shapes that broadcast."""
+    return -0.5 * standardised**2 - std.log() - 0.5 * math.log(2 * math.pi)
+
+
 class DiffusionPolicy(nn.Module):
     """A denoising network with its schedule and sampler; state-dict keys are ``network.*``, as in DPPO."""
 
@@ -168,18 +173,14 @@ class DiffusionPolicy(nn.Module):
             return steps.std
         return torch.where(steps.timesteps == 0, 0.0, steps.std.clamp(min=self.sampler.evaluation_std_floor))
 
-    def reverse_mean(
-        self, x: Tensor, observations: Tensor, timesteps: Tensor, x0_coef: Tensor, x_coef: Tensor
-    ) -> Tensor:
+    def reverse_mean(self, x: Tensor, noise: Tensor, timesteps: Tensor, x0_coef: Tensor, x_coef: Tensor) -> Tensor:
         """Mean of x_{k-1} given x_k.
 
         Args:
-            x: (B, H, A).
-            observations: (B, O).
+            x, noise: (B, H, A), x_k and the noise predicted in it.
             timesteps: (B,) or (1,), the step k.
             x0_coef, x_coef: (B, 1, 1) or scalars, the step's coefficients.
         """
-        noise = self.network(x, timesteps, observations)
         x_gain = self.schedule.sqrt_recip_alphas_cumprod[timesteps].view(-1, 1, 1)
         noise_gain = self.schedule.sqrt_recipm1_alphas_cumprod[timesteps].view(-1, 1, 1)
         x0 = (x_gain * x - noise_gain * noise).clamp(-self.sampler.x0_clip, self.sampler.x0_clip)
@@ -210,9 +211,11 @@ class DiffusionPolicy(nn.Module):
         draws = noise[1:].clamp(-self.sampler.noise_clip, self.sampler.noise_clip)
         x, total = noise[0], len(steps.timesteps)
         chain = [x] if keep == total else []
+        late = self.network.along_chain(steps.timesteps, observations)
+        first = late if early is None else early.network.along_chain(steps.timesteps, observations)
         for i in range(total):
-            policy = early if early is not None and i < total - keep else self
-            mean = policy.reverse_mean(x, observations, steps.timesteps[i : i + 1], steps.x0_coef[i], steps.x_coef[i])
+            predicted = (first if i < total - keep else late)(x, i)
+            mean = self.reverse_mean(x, predicted, steps.timesteps[i : i + 1], steps.x0_coef[i], steps.x_coef[i])
             x = mean + stds[i] * draws[i]
             if i >= total - keep - 1:
                 chain.append(x)
@@ -235,9 +238,28 @@ class DiffusionPolicy(nn.Module):
         """
         steps = self.reverse_steps(explore=True)
         columns = (t[step_index].view(-1, 1, 1) for t in (steps.x0_coef, steps.x_coef))
-        mean = self.reverse_mean(before, observations, steps.timesteps[step_index], *columns)
+        timesteps = steps.timesteps[step_index]
+        mean = self.reverse_mean(before, self.network(before, timesteps, observations), timesteps, *columns)
         std = steps.std.clamp(min=self.sampler.logprob_std_floor)[step_index].view(-1, 1, 1)
-        return -0.5 * ((after - mean) / std) ** 2 - std.log() - 0.5 * math.log(2 * math.pi)
+        return normal_log_density((after - mean) / std, std)
+
+    def drawn_log_probability(self, noise: Tensor, keep: int) -> Tensor:
+        """`log_probability` of the last `keep` transitions of an exploring chain, from the draws that made it.
+
+        A transition is its mean plus a multiple of the draw, hence no network is needed.
+
+        Args:
+            noise: (S + 1, N, H, A), what `sample_chain` was given.
+            keep: number of transitions, 1 <= keep <= S.
+
+        Returns:
+            (N, keep, H, A).
+        """
+        steps = self.reverse_steps(explore=True)
+        std = steps.std.clamp(min=self.sampler.logprob_std_floor)[-keep:].view(-1, 1, 1, 1)
+        gain = self.sampling_std(steps, explore=True)[-keep:].view(-1, 1, 1, 1) / std
+        draws = noise[-keep:].clamp(-self.sampler.noise_clip, self.sampler.noise_clip)
+        return normal_log_density(gain * draws, std).transpose(0, 1)  # (keep, N, H, A) before
 
     def add_noise(self, actions: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
         """x_k = sqrt(abar_k) x_0 + sqrt(1 - abar_k) noise, for actions and noise (B, H, A), timesteps (B,)."""

@@ -13,7 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "mish": nn.Mish, "silu": nn.SiLU, "tanh": nn.Tanh}
+from otpr.mish import Mish
+
+NoiseAt = Callable[[Tensor, int], Tensor]  # noisy chunks (B, H, A) and a step's number in its chain -> (B, H, A)
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "mish": Mish, "silu": nn.SiLU, "tanh": nn.Tanh}
 
 
 def linear(in_features: int, out_features: int, generator: torch.Generator) -> nn.Linear:
@@ -96,7 +99,11 @@ class ResidualMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., dims[0]) to (..., dims[-1])."""
-        for layer in self.layers:
+        return self.after_first(self.layers[0](x))
+
+    def after_first(self, x: Tensor) -> Tensor:
+        """All layers but the first, (..., dims[1]) to (..., dims[-1])."""
+        for layer in self.layers[1:]:
             x = layer(x)
         return x
 
@@ -140,7 +147,7 @@ class DenoisingMLP(nn.Module):
         self.time_embedding = nn.Sequential(
             SinusoidalEmbedding(time_dim),
             linear(time_dim, 2 * time_dim, generator),
-            nn.Mish(),
+            Mish(),
             linear(2 * time_dim, time_dim, generator),
         )
         self.cond_mlp: MLP | None = None
@@ -163,10 +170,39 @@ class DenoisingMLP(nn.Module):
             (B, H, A).
         """
         batch = x.shape[0]
-        condition = observations if self.cond_mlp is None else self.cond_mlp(observations)
         embedding = self.time_embedding(timesteps).expand(batch, -1)
-        features = torch.cat([x.reshape(batch, -1), embedding, condition], dim=-1)  # (B, H*A + time_dim + condition)
-        return self.mlp_mean(features).view(x.shape)
+        features = [x.reshape(batch, -1), embedding, self.condition(observations)]
+        return self.mlp_mean(torch.cat(features, dim=-1)).view(x.shape)  # of (B, H*A + time_dim + condition)
+
+    def condition(self, observations: Tensor) -> Tensor:
+        """What the first layer sees of observations (B, O): themselves or their encoding, (B, condition)."""
+        return observations if self.cond_mlp is None else self.cond_mlp(observations)
+
+    def along_chain(self, timesteps: Tensor, observations: Tensor) -> NoiseAt:
+        """The same prediction for the steps of one denoising chain: what they share is computed once.
+
+        The first layer is W_x x + W_t emb(k) + W_s s + b. Only its first term changes within a step's batch and along
+        the chain.
+
+        Args:
+            timesteps: (S,) int64, the step k of each step of the chain.
+            observations: (B, O).
+
+        Returns:
+            A function of noisy chunks (B, H, A) and the number of the step in 0..S-1, to (B, H, A).
+        """
+        first, condition, embedding = self.mlp_mean.layers[0], self.condition(observations), self.time_embedding
+        chunk_dim = self.action_horizon * self.action_dim
+        x_weight, rest = first.weight.tensor_split([chunk_dim], dim=1)
+        t_weight, s_weight = rest.split([rest.shape[1] - condition.shape[1], condition.shape[1]], dim=1)
+        of_steps = F.linear(embedding(timesteps), t_weight, first.bias)  # (S, hidden)
+        of_observations = F.linear(condition, s_weight)  # (B, hidden)
+
+        def noise_at(x: Tensor, step: int) -> Tensor:
+            hidden = F.linear(x.flatten(1), x_weight, of_steps[step]) + of_observations
+            return self.mlp_mean.after_first(hidden).view(x.shape)
+
+        return noise_at
 
 
 class TwoStageMLP(nn.Module):
@@ -190,12 +226,17 @@ class TwoStageMLP(nn.Module):
 
     def forward(self, x: Tensor, timesteps: Tensor, observations: Tensor) -> Tensor:
         """Predict the noise in `x`; arguments as in `DenoisingMLP.forward`."""
-        # Reading a step on a GPU would wait for it, so there both stages are evaluated, as for mixed steps anywhere.
-        if len(timesteps) == 1 and timesteps.device.type == "cpu":
-            stage = self.late if int(timesteps) < self.late_steps else self.early
-            return stage(x, timesteps, observations)
         is_late = (timesteps < self.late_steps).view(-1, 1, 1)
         return torch.where(is_late, self.late(x, timesteps, observations), self.early(x, timesteps, observations))
+
+    def along_chain(self, timesteps: Tensor, observations: Tensor) -> NoiseAt:
+        """As `DenoisingMLP.along_chain`."""
+        late, early = (stage.along_chain(timesteps, observations) for stage in (self.late, self.early))
+        if timesteps.device.type == "cpu":
+            stages = [late if k < self.late_steps else early for k in timesteps.tolist()]
+            return lambda x, step: stages[step](x, step)
+        is_late = timesteps < self.late_steps  # reading it on a GPU would wait for it: there both stages are evaluated
+        return lambda x, step: torch.where(is_late[step], late(x, step), early(x, step))
 
 
 class TwinQ(nn.Module):
