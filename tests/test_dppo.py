@@ -60,6 +60,18 @@ def test_value_step_equals_reference(case: Case) -> None:
 
 
 @by_case
+def test_log_probabilities_from_the_draws_are_those_of_the_chain(case: Case) -> None:
+    method, generator = fine_tuned(case), torch.Generator().manual_seed(2)
+    chunk = method.act(torch.randn(8, case.observation_dim, generator=generator), True, generator)
+    observations = torch.randn(8, case.observation_dim, generator=torch.Generator().manual_seed(2))
+    chain, steps = chunk.extras["chain"], method.settings.ft_denoising_steps
+    for step in range(steps):
+        index = torch.full((8,), step)
+        expected = method.log_probability(observations, chain[:, step], chain[:, step + 1], index)
+        torch.testing.assert_close(chunk.extras["log_probability"][:, step], expected, rtol=1e-4, atol=1e-5)
+
+
+@by_case
 def test_micro_batches_do_not_change_the_gradient(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     arrays, gradients = case.arrays("dppo"), []
     for size in (4096, 7):
@@ -105,7 +117,7 @@ def rollout(case: Case, method: DPPO) -> Rollout:
         flags,
         truncated,
         torch.randn(6, 4, case.observation_dim, generator=generator),
-        {"chain": chunk.extras["chain"].unflatten(0, (6, 4))},
+        {name: values.unflatten(0, (6, 4)) for name, values in chunk.extras.items()},
     )
 
 
