@@ -99,7 +99,14 @@ class ResidualMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., dims[0]) to (..., dims[-1])."""
-        return self.after_first(self.layers[0](x))
+        return self.after_first(self.first(x))
+
+    @property
+    def first(self) -> nn.Linear:
+        """The input layer."""
+        layer = self.layers[0]
+        assert isinstance(layer, nn.Linear)
+        return layer
 
     def after_first(self, x: Tensor) -> Tensor:
         """All layers but the first, (..., dims[1]) to (..., dims[-1])."""
@@ -191,11 +198,11 @@ class DenoisingMLP(nn.Module):
         Returns:
             A function of noisy chunks (B, H, A) and the number of the step in 0..S-1, to (B, H, A).
         """
-        first, condition, embedding = self.mlp_mean.layers[0], self.condition(observations), self.time_embedding
+        first, condition = self.mlp_mean.first, self.condition(observations)
         chunk_dim = self.action_horizon * self.action_dim
         x_weight, rest = first.weight.tensor_split([chunk_dim], dim=1)
         t_weight, s_weight = rest.split([rest.shape[1] - condition.shape[1], condition.shape[1]], dim=1)
-        of_steps = F.linear(embedding(timesteps), t_weight, first.bias)  # (S, hidden)
+        of_steps = F.linear(self.time_embedding(timesteps), t_weight, first.bias)  # (S, hidden)
         of_observations = F.linear(condition, s_weight)  # (B, hidden)
 
         def noise_at(x: Tensor, step: int) -> Tensor:
