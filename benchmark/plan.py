@@ -84,24 +84,34 @@ def choose(suite: Suite, methods: Sequence[str], tasks: Sequence[str], seeds: st
         get_task(name)
     wanted = {"methods": tuple(dict.fromkeys(methods)), "tasks": tuple(dict.fromkeys(tasks))}
     if not suite.parts:
-        return [replace(suite, **{key: names for key, names in wanted.items() if names}, seeds=seeds or suite.seeds)]
+        return [_with_seeds(replace(suite, **{key: names for key, names in wanted.items() if names}), seeds)]
     chosen = []
     for part in map(load_suite, suite.parts):
         kept = {key: tuple(n for n in getattr(part, key) if n in (names or (n,))) for key, names in wanted.items()}
         if all(kept.values()):
-            chosen.append(replace(part, **kept, seeds=seeds or part.seeds))
+            chosen.append(_with_seeds(replace(part, **kept), seeds))
     if not chosen:
         raise ValueError(f"suite {suite.name!r} has no run of the methods and tasks asked for")
     return chosen
 
 
+def _with_seeds(suite: Suite, seeds: str | None) -> Suite:
+    """The suite with these seeds on every task, or as it is."""
+    return suite if seeds is None else replace(suite, seeds=seeds, task_seeds={})
+
+
 def make_specs(
-    suites: Sequence[Suite], overrides: dict[str, dict[str, Any]], device: str, plan_only: bool = False
+    suites: Sequence[Suite],
+    overrides: dict[str, dict[str, Any]],
+    device: str,
+    plan_only: bool = False,
+    precision: str | None = None,
 ) -> list[RunSpec]:
     """All specs of the suites: tasks, then seeds, then methods, so that early results compare.
 
     Args:
         plan_only: accept tasks without policy; `startable` tells which specs can be run.
+        precision: of matrix products (default: the suites').
 
     Raises:
         ValueError: anything unknown or out of range; a mix of tuning and reported seeds; one run asked for twice in
@@ -113,6 +123,8 @@ def make_specs(
         raise ValueError(f"--set names {unused[0]!r}, which is not run here; methods: {', '.join(methods)}")
     specs: dict[tuple[str, str, int], RunSpec] = {}
     for suite in suites:
+        if precision is not None:
+            suite = replace(suite, precision=precision)
         for spec in _suite_specs(suite, overrides, device, plan_only):
             held = specs.setdefault((spec.task, spec.method, spec.seed), spec)
             if held.digest != spec.digest:
@@ -127,14 +139,15 @@ def startable(spec: RunSpec) -> bool:
 
 
 def _suite_specs(suite: Suite, overrides: dict[str, dict[str, Any]], device: str, plan_only: bool) -> list[RunSpec]:
-    seeds = parse_seeds(suite.seeds)
-    if min(seeds) < TUNING_SEEDS <= max(seeds):
-        raise ValueError(f"seeds {suite.seeds} mix tuning seeds ({TUNING_SEEDS} and up) with reported ones")
+    seeds = {task: parse_seeds(suite.task_seeds.get(task, suite.seeds)) for task in suite.tasks}
+    for text in (suite.seeds, *suite.task_seeds.values()):
+        if min(parse_seeds(text)) < TUNING_SEEDS <= max(parse_seeds(text)):
+            raise ValueError(f"seeds {text} mix tuning seeds ({TUNING_SEEDS} and up) with reported ones")
     first = {
         (task, method): make_spec(
             task,
             method,
-            seeds[0],
+            seeds[task][0],
             suite.protocol,
             suite.loop | suite.task_loop.get(task, {}),
             suite.sampler,
@@ -142,11 +155,12 @@ def _suite_specs(suite: Suite, overrides: dict[str, dict[str, Any]], device: str
             suite.threads,
             device,
             plan_only,
+            suite.precision,
         )
         for task in suite.tasks
         for method in suite.methods
     }
-    pairs = [(task, seed, method) for task in suite.tasks for seed in seeds for method in suite.methods]
+    pairs = [(task, seed, method) for task in suite.tasks for seed in seeds[task] for method in suite.methods]
     return [replace(first[task, method], seed=seed) for task, seed, method in pairs]
 
 

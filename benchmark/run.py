@@ -66,6 +66,8 @@ class Arguments:
     """Runs at once (default: local, what cores, memory and GPUs hold; slurm, no limit)."""
     device: str = "auto"
     """auto, cpu or cuda."""
+    precision: str | None = None
+    """float32 or bfloat16, of matrix products (default: the suite's, float32 in all that come with this package)."""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """METHOD.FIELD=VALUE, repeatable."""
     retry_failed: bool = False
@@ -173,7 +175,7 @@ def experiment_suite(arguments: Arguments) -> Suite | None:
     suite = load_suite(arguments.suite)
     if not suite.experiment:
         return None
-    for name in ("methods", "tasks", "seeds", "set", "max_parallel", "retry_failed"):
+    for name in ("methods", "tasks", "seeds", "set", "precision", "max_parallel", "retry_failed"):
         if getattr(arguments, name) != getattr(Arguments, name):
             raise ValueError(f"suite {suite.name!r} has no runs and takes no --{name.replace('_', '-')}")
     if arguments.device not in ("auto", "cpu"):
@@ -213,7 +215,7 @@ def plan(arguments: Arguments, launcher: str) -> tuple[list[PlannedRun], Path]:
     if arguments.from_spec is not None:
         if arguments.out is None:
             raise ValueError("--from-spec needs --out DIR")
-        for name in ("methods", "tasks", "seeds", "set", "device"):
+        for name in ("methods", "tasks", "seeds", "set", "device", "precision"):
             if getattr(arguments, name) != getattr(Arguments, name):
                 raise ValueError(f"--from-spec repeats a run as it is, and takes no --{name}")
         return plan_runs([RunSpec.from_dict(read_json(arguments.from_spec))], arguments.out), arguments.out
@@ -223,7 +225,8 @@ def plan(arguments: Arguments, launcher: str) -> tuple[list[PlannedRun], Path]:
     suite = load_suite(arguments.suite or "")
     suites = choose(suite, arguments.methods, arguments.tasks, arguments.seeds)
     out = arguments.out or Path("results") / suite.name
-    return plan_runs(make_specs(suites, overrides, device, plan_only=True), out), out
+    specs = make_specs(suites, overrides, device, plan_only=True, precision=arguments.precision)
+    return plan_runs(specs, out), out
 
 
 def finish(runs: list[PlannedRun], out: Path) -> int:

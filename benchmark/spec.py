@@ -17,6 +17,7 @@ from benchmark.seeding import BASE_SEED
 from benchmark.tasks import LoopSettings, get_task
 from otpr.diffusion import DiffusionPolicy, SamplerSettings
 from otpr.method import TaskShape
+from otpr.precision import precision_context
 
 FORMAT = 1  # of spec.json
 
@@ -38,6 +39,15 @@ class RunSpec:
     device: str = "cpu"
     base_seed: int = BASE_SEED
     demonstrations_digest: str = ""  # of the expert pairs that take part in fine-tuning; empty where none do
+    precision: str = "float32"  # of matrix products, or "bfloat16"
+
+    def __post_init__(self) -> None:
+        """Check the precision.
+
+        Raises:
+            ValueError: an unknown one.
+        """
+        precision_context(self.precision, "cpu")
 
     def method_settings(self) -> Any:
         """The method's settings dataclass.
@@ -96,6 +106,7 @@ def make_spec(
     threads: int,
     device: str,
     plan_only: bool = False,
+    precision: str = "float32",
 ) -> RunSpec:
     """Resolve all settings of one run.
 
@@ -131,6 +142,7 @@ def make_spec(
         threads=threads,
         device=device,
         demonstrations_digest="" if demonstrations is None else demonstrations.digest,
+        precision=precision,
     )
     shape = TaskShape(task.observation_dim, task.action_dim, task.action_horizon, loop.n_envs, loop.n_steps)
     if demonstrations or not uses_demonstrations(resolved):  # a trial, which refuses what does not fit

@@ -79,7 +79,12 @@ class _Mish(torch.autograd.Function):
 
 
 def mish(x: Tensor) -> Tensor:
-    """Mish of x (...), same shape: compiled for contiguous float32 on the CPU, else PyTorch's, equal to about 1e-6."""
+    """Mish of x (...), same shape: compiled for contiguous float32 on the CPU, else PyTorch's, equal to about 1e-6.
+
+    In bfloat16 on the CPU it is the float32 one, rounded.
+    """
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16:
+        return mish(x.float()).to(x.dtype)
     compiled = x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous()
     if not compiled or torch.get_num_threads() > MOST_THREADS:
         return F.mish(x)

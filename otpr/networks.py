@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from otpr.mish import Mish
+from otpr.precision import float32_products
 
 NoiseAt = Callable[[Tensor, int], Tensor]  # noisy chunks (B, H, A) and a step's number in its chain -> (B, H, A)
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "mish": Mish, "silu": nn.SiLU, "tanh": nn.Tanh}
@@ -27,6 +28,12 @@ def linear(in_features: int, out_features: int, generator: torch.Generator) -> n
         layer.weight.uniform_(-bound, bound, generator=generator)
         layer.bias.uniform_(-bound, bound, generator=generator)
     return layer
+
+
+def output_layer(layer: nn.Module, x: Tensor) -> Tensor:
+    """A network's last layer, in float32 whatever the precision of the others: (..., in) to (..., out)."""
+    with float32_products(x.device.type):
+        return layer(x.float())
 
 
 def network_generator(generator: torch.Generator) -> torch.Generator:
@@ -61,9 +68,9 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., dims[0]) to (..., dims[-1])."""
-        for block in self.moduleList:
+        for block in self.moduleList[:-1]:
             x = block(x)
-        return x
+        return output_layer(self.moduleList[-1], x)
 
 
 class ResidualBlock(nn.Module):
@@ -110,9 +117,9 @@ class ResidualMLP(nn.Module):
 
     def after_first(self, x: Tensor) -> Tensor:
         """All layers but the first, (..., dims[1]) to (..., dims[-1])."""
-        for layer in self.layers[1:]:
+        for layer in self.layers[1:-1]:
             x = layer(x)
-        return x
+        return output_layer(self.layers[-1], x)
 
 
 def build_mlp(residual: bool) -> Callable[[Sequence[int], str, torch.Generator], nn.Module]:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from otpr.checks import check_choice, check_range
 from otpr.duality import REGULARISERS, effective_share, marginal_errors, standardise_cost, zero_share
 from otpr.networks import MLP
+from otpr.precision import float32_products
 
 Cost = Callable[[Tensor, Tensor], Tensor]  # observations (B, O), chunks (B, S, H, A) -> cost terms (B, S, C)
 
@@ -101,10 +102,11 @@ class Potentials(nn.Module):
 
     def forward(self, observations: Tensor, chunks: Tensor) -> tuple[Tensor, Tensor]:
         """u of observations (..., O) as (...) and v of chunks (..., H, A) as (...); v <= 0 where it is a multiplier."""
-        u = self.u(observations).squeeze(-1)
-        if not self.uses_v:
-            return u, torch.zeros_like(chunks[..., 0, 0])
-        v = self.v(chunks.flatten(-2)).squeeze(-1)
+        with float32_products(observations.device.type):
+            u = self.u(observations).squeeze(-1)
+            if not self.uses_v:
+                return u, torch.zeros_like(chunks[..., 0, 0])
+            v = self.v(chunks.flatten(-2)).squeeze(-1)
         return u, _NonPositive.apply(v) if self.bounded else v
 
 

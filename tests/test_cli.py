@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmark import run, status
 from benchmark.methods import ARMS, resolve_settings
+from benchmark.plan import choose, make_specs
 from benchmark.policies import policy_path
 from benchmark.store import write_json
 from benchmark.suites import load_suite, parse_seeds, suite_names
@@ -32,6 +34,7 @@ def call(out: Path, *extra: str, suite: str = "smoke", **fields) -> int:
         ({"seeds": "999-1000"}, ["1000", "tuning"]),
         ({"max_parallel": 0}, ["--max-parallel", "0"]),
         ({"device": "tpu"}, ["tpu", "cpu", "cuda"]),
+        ({"precision": "float16"}, ["float16", "float32", "bfloat16"]),
     ],
 )
 def test_bad_arguments_are_one_line_and_exit_2(fields: dict, words: list[str], tmp_path: Path, capsys) -> None:
@@ -165,6 +168,19 @@ def test_off_policy_methods_take_equal_gradient_steps_in_short_budgets() -> None
 
 def test_seed_ranges() -> None:
     assert parse_seeds("3") == [0, 1, 2] and parse_seeds("2-4") == [2, 3, 4]
+
+
+def test_a_suite_may_have_more_seeds_on_some_tasks_until_the_user_says_otherwise() -> None:
+    local = replace(load_suite("local"), tasks=("hopper-local", "walker2d-local"), methods=("frozen",))
+    planned = [(spec.task, spec.seed) for spec in make_specs([local], {}, "cpu")]
+    assert planned == [("hopper-local", seed) for seed in range(5)] + [("walker2d-local", seed) for seed in range(3)]
+    asked = make_specs(choose(local, [], [], "2"), {}, "cpu")
+    assert [(spec.task, spec.seed) for spec in asked] == [
+        (task, seed) for task in ("hopper-local", "walker2d-local") for seed in (0, 1)
+    ]
+
+
+def test_the_arms_that_are_promised_are_there() -> None:
     assert set(ARMS) >= {"otpr", "dppo", "idql", "dql", "dql-dppo", "frozen"}
 
 

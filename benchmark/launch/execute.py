@@ -21,6 +21,7 @@ from benchmark.launch.lease import Lease, job_id, last_status
 from benchmark.provenance import add_attempt
 from benchmark.spec import RunSpec
 from benchmark.store import ENDED, RunPaths, overwrite_json, read_json, read_status, write_json
+from otpr.precision import precision_context
 
 CHECKPOINT_SECONDS = 120.0  # between checkpoints; a kill loses at most this and one iteration
 RECORD_SECONDS = 2.0  # between writes of the curve, the metrics and the status
@@ -41,12 +42,13 @@ class Stop:
 
 @contextmanager
 def numeric_settings(spec: RunSpec) -> Iterator[None]:
-    """Threads and deterministic kernels as the spec says, restored afterwards."""
+    """Threads, deterministic kernels and the precision of products as the spec says, restored afterwards."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(spec.threads)
     torch.use_deterministic_algorithms(spec.device != "cpu", warn_only=True)
     try:
-        yield
+        with precision_context(spec.precision, torch.device(spec.device).type):
+            yield
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)

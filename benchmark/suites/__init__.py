@@ -25,7 +25,9 @@ class Suite:
     methods: tuple[str, ...]
     protocol: str = "published"  # which settings tables: "published" or "embedded"
     seeds: str = "0-0"  # "N" for 0..N-1, or "A-B"
+    task_seeds: dict[str, str] = field(default_factory=dict)  # per task, instead of `seeds`
     threads: int = 1  # of every run; part of its spec
+    precision: str = "float32"  # of every run's matrix products, or "bfloat16"
     loop: dict[str, Any] = field(default_factory=dict)  # what differs from the task's loop sizes
     task_loop: dict[str, dict[str, Any]] = field(default_factory=dict)  # per task, what differs further
     sampler: dict[str, Any] = field(default_factory=dict)  # what differs from the default sampler

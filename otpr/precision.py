@@ -1,0 +1,32 @@
+"""The precision of matrix products: float32, or bfloat16 by autocast, where the processor has instructions for it.
+
+In bfloat16 weights, optimisers, losses, what networks put out, keypoints and transport stay float32; only the products
+of hidden layers, forward and backward, take bfloat16 factors.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+PRECISIONS = ("float32", "bfloat16")
+
+
+def precision_context(precision: str, device_type: str) -> AbstractContextManager[object]:
+    """Where products have that precision.
+
+    Raises:
+        ValueError: unknown precision.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"unknown precision {precision!r}; valid: {', '.join(PRECISIONS)}")
+    if precision == "float32":
+        return nullcontext()
+    # no cache: it holds the weights' casts for as long as the context lasts, here over gradient steps that change them
+    return torch.autocast(device_type, torch.bfloat16, cache_enabled=False)
+
+
+def float32_products(device_type: str) -> AbstractContextManager[object]:
+    """Where products have float32 factors whatever the precision around: inputs must be float32."""
+    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()
