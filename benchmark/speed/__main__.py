@@ -27,7 +27,8 @@ from rich.table import Table
 
 from benchmark.envs import LOCOMOTION
 from benchmark.provenance import collect_provenance
-from benchmark.speed.learning import iteration, learning_methods, matmul, sampling, update
+from benchmark.speed.iterations import iteration
+from benchmark.speed.learning import matmul, sampling, update
 from benchmark.speed.measuring import Row, Sizes
 from benchmark.speed.physics import physics
 from benchmark.speed.robosuite import robosuite
@@ -43,7 +44,9 @@ FULL = Sizes(
     sampling_calls=100,
     update_chunks=500,
     replay_chunks=25,
-    iteration_methods=learning_methods(),
+    iteration_turns=3,
+    iteration_chunks=500,
+    replay_iteration_chunks=500,
     matmul_size=4096,
 )
 PARTS: dict[str, Callable[[Sizes, int], list[Row]]] = {
