@@ -90,7 +90,7 @@ def test_both_learn_the_same(name: str, plain_collector: PlainCollector) -> None
     twin: Any = make_method(name, ENVS, CHUNKS, overrides=OVERRIDES[name])[0]
     plain, collector = PLAIN[name](twin, TASK.network.activation), our_collector()
     start = trained(plain)
-    for iteration in range(3):
+    for _ in range(3):
         plain_rollout, rollout = plain_collector.collect(plain.act), collector.collect(ours.act)
         assert_same_rollout(plain_rollout, rollout, tolerance=1e-4)
         ours.update(rollout)
