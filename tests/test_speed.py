@@ -132,7 +132,7 @@ def test_dppo_takes_turns_with_plain() -> None:
     assert [f.name for f in plain.figures] == [
         "GFLOP/s",
         "of the matrix product's GFLOP/s",
-        "GiB peak memory",
+        "GiB peak memory without workers",
         "s collecting",
         "s in gradient steps",
     ]
