@@ -17,11 +17,14 @@ import torch
 from benchmark.envs import ROBOSUITE, make_env, robosuite_simulator
 from benchmark.methods import ARMS, Arm
 from benchmark.speed import __main__ as command
-from benchmark.speed import learning
-from benchmark.speed.learning import learning_methods, matmul, prepare_update, run_iteration, sampling, update
-from benchmark.speed.measuring import Figure, Row, Sizes, measure, ratio
+from benchmark.speed import iterations, learning, profile
+from benchmark.speed.iterations import Contender, Iteration, Learner, Outcome, Parts, measure_group, outcome
+from benchmark.speed.learning import learning_methods, matmul, prepare_update, sampling, update
+from benchmark.speed.measuring import Figure, OperationCounter, Row, Sizes, measure, ratio
 from benchmark.speed.physics import EpisodeRollout, make_gymnasium, physics_of, play, played_episodes
+from benchmark.speed.profile import Clock, profile_of, published_loop, short_chunks
 from benchmark.speed.robosuite import robosuite
+from benchmark.tasks import get_task
 
 TINY = Sizes(
     repeats=2,
@@ -31,7 +34,10 @@ TINY = Sizes(
     sampling_calls=1,
     update_chunks=1,
     replay_chunks=1,
+    iteration_turns=2,
     iteration_chunks=2,
+    replay_iteration_chunks=8,
+    profile_envs=2,
     matmul_size=32,
 )
 
@@ -110,11 +116,140 @@ def test_sampling_and_products() -> None:
     assert [row.name for row in rows if row.figures] == ["DDPM, 20 steps", "DDIM, 5 steps"]
 
 
-def test_iteration_counts_its_steps_and_memory() -> None:
-    result = run_iteration("dppo", TINY.envs, TINY.iteration_chunks, threads=1)
-    assert (result["env_steps"], result["gradient_steps"]) == (2 * 2 * 4, 5)
-    assert 2**20 < result["memory"] < 2**40
-    assert result["collect"] > 0 < result["update"]
+def test_operations_are_those_of_the_products() -> None:
+    layer = torch.nn.Linear(3, 5)
+    with OperationCounter() as counter:
+        layer(torch.rand(7, 3)).tanh().sum().backward()
+    assert counter.total == 2 * 2 * 7 * 3 * 5  # forward, and backward to the weights
+
+
+def test_dppo_takes_turns_with_plain() -> None:
+    plain, ours, product = measure_group((Contender("dppo", plain=True), Contender("dppo")), TINY, threads=1)
+    assert_measured([plain, ours, product], TINY.iteration_turns)
+    assert plain.name == "dppo, plain, float32, 2 x 500 chunks (from 2)"
+    assert (product.unit, ours.unit) == ("GFLOP/s", "env steps/s")
+    assert [(f.name, f.aim) for f in ours.figures][:2] == [("x plain", 2.0), ("of 1,500 env steps/s", 1.0)]
+    assert [f.name for f in plain.figures] == [
+        "GFLOP/s",
+        "of the matrix product's GFLOP/s",
+        "GiB peak memory without workers",
+        "s collecting",
+        "s in gradient steps",
+    ]
+    assert next(f.value for f in ours.figures if f.name == "GiB peak memory") < 100
+
+
+@pytest.fixture
+def quick_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+    def overrides(name: str) -> dict[str, Any]:
+        quick = {"replay_ratio": 10.0, "batch_size": 64, "replay_capacity": 1000}
+        return quick | ({"transport_block_size": 32, "transport_first_steps": 3} if name == "otpr" else {})
+
+    monkeypatch.setattr(iterations, "equal_settings", overrides)
+
+
+@pytest.mark.parametrize("name", ["idql", "dql", "otpr"])
+def test_an_iteration_is_measured_in_its_parts(name: str, quick_methods: None) -> None:
+    learner = Learner(Contender(name), envs=2, chunks=8, threads=1)
+    try:
+        counted, timed = learner.prepare(2), learner.iterate()
+    finally:
+        learner.close()
+    assert counted.gradient_steps == timed.gradient_steps == 2
+    for parts in (counted.seconds, timed.seconds, counted.operations):
+        assert parts.collect > 0 < parts.learn
+        assert (parts.fit > 0) == (name == "otpr")
+    assert timed.operations.total == 0
+    assert 2**20 < timed.memory < 2**40
+
+
+def test_plain_and_ours_do_about_the_same_operations() -> None:
+    totals = []
+    for plain in (False, True):
+        learner = Learner(Contender("dppo", plain=plain), envs=2, chunks=2, threads=1)
+        totals.append(learner.prepare(2).operations.total)
+        learner.close()
+    assert 0.5 < totals[0] / totals[1] < 1.1
+
+
+def test_the_published_iteration_is_put_together_from_parts() -> None:
+    turn = Iteration(Parts(1.0, 2.0, 3.0), Parts(0.0, 0.0, 0.0), 30, 2**30)
+    counted = Iteration(turn.seconds, Parts(10.0, 20.0, 30.0), 30, 2**30)
+
+    class Seat(iterations.Seat):
+        def __init__(self) -> None:
+            self.contender, self.counted, self.turns = Contender("idql"), counted, [turn]
+
+    found = outcome(Seat(), envs=40, chunks=5)
+    steps = 500 * 40 * 128 / 1000  # published gradient steps
+    assert found.seconds == [Parts(100.0, 2.0 * steps / 30, 3.0)]
+    assert found.operations == pytest.approx(10 * 100 + 20 * steps / 30 + 30)
+    assert found.rates == [500 * 40 * 4 / found.seconds[0].total]
+
+
+def test_references_and_aims() -> None:
+    def made(contender: Contender, seconds: float) -> Outcome:
+        parts = [Parts(seconds / 2, seconds / 2, 0.0)] * 2
+        return Outcome(contender, parts, 1e9, 100, [Iteration(parts[0], parts[0], 1, 2**30)] * 2)
+
+    plain, ours, otpr = Contender("idql", plain=True), Contender("idql"), Contender("otpr")
+    outcomes = {c: made(c, s) for c, s in ((plain, 4.0), (ours, 2.0), (otpr, 2.5))}
+    products = {"float32": [10.0, 10.0]}
+    first = {c.label: iterations.figures_of(outcomes[c], outcomes, products)[0] for c in outcomes}
+    assert first["idql, plain, float32"] == Figure("GFLOP/s", 0.25)
+    assert first["idql, ours, float32"] == Figure("x plain", 2.0, 1.5)
+    assert first["otpr, ours, float32"] == Figure("of idql's rate", 0.8, 0.85)
+    assert not any(
+        contender.precision not in iterations.PRECISIONS for group in iterations.GROUPS for contender in group
+    )
+    settings = learning.resolve_settings("otpr", learning.TASK, "published", iterations.equal_settings("otpr"))
+    idql = learning.resolve_settings("idql", learning.TASK, "published", {})
+    assert all(getattr(settings, key) == getattr(idql, key) for key in iterations.EQUAL)
+
+
+def test_a_clock_counts_the_outer_part() -> None:
+    class Work:
+        def inner(self) -> int:
+            return 1
+
+        def outer(self) -> int:
+            return self.inner()
+
+    work, clock = Work(), Clock()
+    clock.time(work, "inner", "a")
+    clock.time(work, "outer", "b")
+    clock.time(work, "absent", "c")
+    assert work.outer() == 1
+    assert clock.take("b") > 0 == clock.take("a")
+    assert work.inner() == 1
+    assert clock.take("a") > 0 == clock.take("a")
+
+
+@pytest.mark.parametrize("name", ["otpr", "dppo"])
+def test_profile_says_where_the_time_goes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def resolved(method: str, task: Any, protocol: str, overrides: dict[str, Any]) -> Any:
+        quick = {"batch_size": 100}
+        if method == "otpr":
+            quick = {"replay_ratio": 10.0, "batch_size": 64, "transport_block_size": 32, "transport_first_steps": 3}
+        return learning.resolve_settings(method, task, protocol, overrides | quick)
+
+    monkeypatch.setattr(profile, "resolve_settings", resolved)
+    row = profile_of(get_task("kitchen-local"), name, TINY, threads=1)
+    assert_measured([row], 1)
+    shares = {figure.name: figure.value for figure in row.figures}
+    own = {"otpr": {"% transport", "% replay"}, "dppo": set()}[name]
+    common = {"% stepping", "% sampling", "% optimiser", "% matrix products", "% activations", "% rest"}
+    assert shares.keys() == own | common
+    assert sum(shares.values()) == pytest.approx(100)
+
+
+def test_profiled_chunks_make_whole_minibatches() -> None:
+    task = get_task("kitchen-local")
+    loop = published_loop(task)
+    assert (loop.n_envs, loop.n_steps) == (40, 70)
+    settings = learning.resolve_settings("dppo", task, "published", {})
+    assert short_chunks(settings, loop, 6) == 14
+    assert short_chunks(learning.resolve_settings("idql", task, "published", {}), loop, 6) == 6
 
 
 def test_update_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,13 +275,14 @@ def test_command_writes_its_json(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(command, "DEFAULT", TINY)
+    monkeypatch.setattr(iterations, "GROUPS", ((Contender("dppo"),),))
     path = tmp_path / "new" / "speed.json"
     arguments = command.Arguments(parts=("matmul", "iteration"), threads=1, json=path)
     assert command.main(arguments) == 0
     content: dict[str, Any] = json.loads(path.read_text())
     assert content.keys() == {"format", "full", "machine", "seconds", "rows"}
     assert {"cpu", "cores", "threads", "packages", "git"} <= content["machine"].keys()
-    assert [row["part"] for row in content["rows"]] == ["iteration", "matmul"]
+    assert [row["part"] for row in content["rows"]] == ["iteration", "iteration", "matmul"]
     for row in content["rows"]:
         assert row.keys() == {"part", "name", "unit", "samples", "median", "figures", "note"}
         assert row["median"] > 0

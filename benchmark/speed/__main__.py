@@ -2,6 +2,7 @@
 
     python -m benchmark.speed
     python -m benchmark.speed --parts physics matmul --threads 2
+    python -m benchmark.speed --parts profile
     python -m benchmark.speed --full --json speed.json
 
 Everything that is compared runs in turns (A B A B ...), so that a machine whose speed drifts slows all alike. A figure
@@ -27,9 +28,11 @@ from rich.table import Table
 
 from benchmark.envs import LOCOMOTION
 from benchmark.provenance import collect_provenance
-from benchmark.speed.learning import iteration, learning_methods, matmul, sampling, update
+from benchmark.speed.iterations import iteration
+from benchmark.speed.learning import matmul, sampling, update
 from benchmark.speed.measuring import Row, Sizes
 from benchmark.speed.physics import physics
+from benchmark.speed.profile import profile
 from benchmark.speed.robosuite import robosuite
 from benchmark.store import write_json
 from benchmark.tables import number
@@ -43,7 +46,9 @@ FULL = Sizes(
     sampling_calls=100,
     update_chunks=500,
     replay_chunks=25,
-    iteration_methods=learning_methods(),
+    iteration_turns=3,
+    iteration_chunks=500,
+    replay_iteration_chunks=500,
     matmul_size=4096,
 )
 PARTS: dict[str, Callable[[Sizes, int], list[Row]]] = {
@@ -53,7 +58,9 @@ PARTS: dict[str, Callable[[Sizes, int], list[Row]]] = {
     "update": update,
     "iteration": iteration,
     "matmul": matmul,
+    "profile": profile,
 }
+DEFAULT_PARTS = tuple(part for part in PARTS if part != "profile")
 
 
 def result_table(rows: Sequence[Row], title: str) -> Table:
@@ -71,9 +78,9 @@ class Arguments:
     """Command line of `benchmark.speed`."""
 
     parts: tuple[str, ...] = ()
-    """Only these of physics, robosuite, sampling, update, iteration, matmul (default: all)."""
+    """Only these of physics, robosuite, sampling, update, iteration, matmul (default: these), profile (minutes)."""
     full: bool = False
-    """Published sizes, every method's iteration: takes half an hour or more on 2 cores."""
+    """Published sizes, whole iterations of 500 chunks in 3 turns: takes hours on 2 cores."""
     threads: int | None = None
     """Threads of physics (not robosuite's) and tensors (default: all cores that this process may use)."""
     json: Path | None = None
@@ -98,7 +105,7 @@ def check(arguments: Arguments) -> tuple[list[str], int]:
         if arguments.json.is_dir():
             raise ValueError(f"{arguments.json} is a directory")
         arguments.json.absolute().parent.mkdir(parents=True, exist_ok=True)
-    return [part for part in PARTS if part in (arguments.parts or PARTS)], threads
+    return [part for part in PARTS if part in (arguments.parts or DEFAULT_PARTS)], threads
 
 
 def main(arguments: Arguments) -> int:

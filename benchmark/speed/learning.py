@@ -1,30 +1,19 @@
-"""Sampling, updates, whole iterations and the matrix product that bounds them, at the published sizes of Hopper."""
+"""Sampling, updates and the matrix product that bounds them, at the published sizes of Hopper."""
 
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
-import resource
-import sys
-import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from pathlib import Path
 from statistics import median
+from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmark.envs import make_env
-from benchmark.finetune import Collector
 from benchmark.methods import ARMS, get_arm, resolve_settings, uses_demonstrations
-from benchmark.policies import Normalizer
 from benchmark.policies.demonstrations import load_demonstrations
-from benchmark.seeding import BASE_SEED, Streams
 from benchmark.speed.measuring import Figure, Row, Sizes, measure, ratio
-from benchmark.speed.physics import ACTION_SCALE
 from benchmark.tasks import get_task
 from otpr.diffusion import DiffusionPolicy, SamplerSettings
 from otpr.method import Method, Rollout, TaskShape
@@ -32,7 +21,6 @@ from otpr.method import Method, Rollout, TaskShape
 TASK = get_task("hopper-local")
 PROTOCOL = "published"
 FITS = ("transport_first_steps", "transport_warm_steps")  # steps once per iteration, beside the gradient steps
-ITERATION_RATE, ITERATION_GIB = 1500, 2.0  # the aims of a whole DPPO iteration on 2 cores: env steps/s, peak memory
 
 
 def fresh_policy(sampler: SamplerSettings | None = None) -> DiffusionPolicy:
@@ -83,18 +71,21 @@ def sampling(sizes: Sizes, threads: int) -> list[Row]:
     return rows
 
 
-def make_method(name: str, envs: int, chunks: int, share: float = 1.0) -> tuple[Method, TaskShape]:
+def make_method(
+    name: str, envs: int, chunks: int, share: float = 1.0, overrides: dict[str, Any] | None = None
+) -> tuple[Method, TaskShape]:
     """A method with published settings, past its warm-up, and the sizes that it is built for.
 
     Args:
         chunks: per environment and iteration.
         share: of an iteration's steps that are not counted as gradient steps.
+        overrides: of the published settings.
 
     Raises:
         ImportError: the method is not installed.
         ValueError: it has no published settings for this task.
     """
-    settings = resolve_settings(name, TASK, PROTOCOL, {})
+    settings = resolve_settings(name, TASK, PROTOCOL, overrides or {})
     changes = {key: max(1, round(share * getattr(settings, key, 0))) for key in FITS}
     changes["critic_warmup_iterations"] = 0
     settings = dataclasses.replace(settings, **{key: n for key, n in changes.items() if hasattr(settings, key)})
@@ -163,86 +154,20 @@ def update(sizes: Sizes, threads: int) -> list[Row]:
     return rows + missing
 
 
-def peak_memory() -> int:
-    """Peak resident memory of this process so far, in bytes.
+def multiply(size: int, dtype: torch.dtype) -> Callable[[], int]:
+    """A function that multiplies two square matrices and returns how many floating-point operations that is."""
+    factor, product = torch.rand(size, size).to(dtype), torch.empty(size, size, dtype=dtype)
 
-    Linux's own record comes first: its getrusage also counts the process that this one was forked from.
-    """
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    def call() -> int:
+        torch.mm(factor, factor, out=product)
+        return 2 * size**3
 
-
-def run_iteration(name: str, envs: int, chunks: int, threads: int) -> dict[str, float]:
-    """Collect and learn once with published settings; observations are not normalised, actions are kept weak.
-
-    Returns:
-        collect and update in seconds, env_steps (whole chunks, as in training), gradient_steps, peak memory in bytes.
-
-    Raises:
-        ImportError, ValueError: see `make_method`.
-    """
-    torch.set_num_threads(threads)
-    method, _ = make_method(name, envs, chunks)
-    wide, weak = (np.full(n, x, np.float32) for n, x in ((TASK.observation_dim, 1), (TASK.action_dim, ACTION_SCALE)))
-    env = make_env(TASK.environment, envs, TASK.action_horizon, threads)
-    normalizer = Normalizer(observation_min=-wide, observation_max=wide, action_min=-weak, action_max=weak)
-    loop = dataclasses.replace(TASK.loop(PROTOCOL), n_steps=chunks)
-    collector = Collector(env, normalizer, Streams(BASE_SEED, TASK.name, 0), loop, "cpu")
-    started = time.perf_counter()
-    rollout = collector.collect(method.act)
-    collected = time.perf_counter()
-    gradient_steps = update_once(method, rollout)
-    finished = time.perf_counter()
-    env.close()
-    return {
-        "collect": collected - started,
-        "update": finished - collected,
-        "env_steps": envs * chunks * TASK.action_horizon,
-        "gradient_steps": gradient_steps,
-        "memory": peak_memory(),
-    }
-
-
-def iteration(sizes: Sizes, threads: int) -> list[Row]:
-    """Whole iterations, once each, in a process of their own so that the peak memory is theirs."""
-    return [iteration_of(name, sizes, threads) for name in sizes.iteration_methods]
-
-
-def iteration_of(name: str, sizes: Sizes, threads: int) -> Row:
-    """One method's iteration; the aims are DPPO's.
-
-    Raises:
-        BrokenProcessPool: the process died.
-    """
-    label = f"{name}, {sizes.envs} x {sizes.iteration_chunks} chunks"
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        try:
-            result = pool.submit(run_iteration, name, sizes.envs, sizes.iteration_chunks, threads).result()
-        except (ImportError, ValueError) as error:
-            return Row("iteration", label, "env steps/s", [], note=f"not available: {error}")
-    rate = result["env_steps"] / (result["collect"] + result["update"])
-    aims = name == "dppo"
-    figures = (
-        Figure(f"of {ITERATION_RATE:,} env steps/s", rate / ITERATION_RATE, 1.0 if aims else None),
-        Figure("GiB peak memory", result["memory"] / 2**30, ITERATION_GIB if aims else None, at_most=True),
-        Figure("s collecting", result["collect"]),
-        Figure("s updating", result["update"]),
-        Figure("gradient steps", result["gradient_steps"]),
-    )
-    return Row("iteration", label, "env steps/s", [rate], figures)
+    return call
 
 
 def matmul(sizes: Sizes, threads: int) -> list[Row]:
     """The machine's own float32 matrix product."""
-    size = sizes.matmul_size
-    factor, product = torch.rand(size, size), torch.empty(size, size)
-
-    def multiply() -> int:
-        torch.mm(factor, factor, out=product)
-        return 2 * size**3
-
-    rates = [rate / 1e9 for rate in measure({"product": multiply}, sizes.repeats)["product"]]
-    return [Row("matmul", f"float32, {size} x {size}", "GFLOP/s", rates, (Figure("GFLOP/s at best", max(rates)),))]
+    function = multiply(sizes.matmul_size, torch.float32)
+    rates = [rate / 1e9 for rate in measure({"product": function}, sizes.repeats)["product"]]
+    name = f"float32, {sizes.matmul_size} x {sizes.matmul_size}"
+    return [Row("matmul", name, "GFLOP/s", rates, (Figure("GFLOP/s at best", max(rates)),))]

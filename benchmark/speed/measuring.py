@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
 from benchmark.tables import number
 
 
@@ -24,8 +27,10 @@ class Sizes:
     sampling_calls: int = 20  # per turn
     update_chunks: int = 125  # per environment in the rollout that DPPO learns from: one minibatch an epoch
     replay_chunks: int = 6  # the same for the methods with a replay: 30 gradient steps of IDQL, 3 of DQL
-    iteration_chunks: int = 500  # per environment
-    iteration_methods: tuple[str, ...] = ("dppo",)
+    iteration_turns: int = 5
+    iteration_chunks: int = 125  # per environment, of DPPO: a multiple of this, so that minibatches are whole
+    replay_iteration_chunks: int = 6  # the same of the methods with a replay
+    profile_envs: int = 50  # at most so many
     matmul_size: int = 2048
 
 
@@ -65,6 +70,27 @@ class Row:
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {**dataclasses.asdict(self), "median": self.rate}
+
+
+class OperationCounter(TorchDispatchMode):
+    """Counts the floating-point operations of matrix products while it is active, by torch's own formulas.
+
+    `torch.utils.flop_counter.FlopCounterMode` does so by module as well, whose hooks fail on ours without gradients.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call and count."""
+        result = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=result)
+        return result
 
 
 def measure(functions: Mapping[str, Callable[[], int]], repeats: int) -> dict[str, list[float]]:
