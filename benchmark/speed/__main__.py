@@ -39,6 +39,7 @@ DEFAULT = Sizes()
 FULL = Sizes(
     physics_chunks=250,
     async_tasks=LOCOMOTION,
+    kitchen_envs=40,
     robosuite_chunks=40,
     sampling_calls=100,
     update_chunks=500,

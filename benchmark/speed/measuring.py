@@ -20,6 +20,8 @@ class Sizes:
     envs: int = 40
     physics_chunks: int = 60  # per environment and turn
     async_tasks: tuple[str, ...] = ("hopper",)  # on which AsyncVectorEnv takes part
+    kitchen_envs: int = 8
+    kitchen_chunks: int = 70  # the same in the kitchen: a whole episode
     robosuite_chunks: int = 10  # of one environment per turn
     sampling_calls: int = 20  # per turn
     update_chunks: int = 125  # per environment in the rollout that DPPO learns from: one minibatch an epoch
