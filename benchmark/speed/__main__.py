@@ -27,6 +27,7 @@ from rich.table import Table
 
 from benchmark.envs import LOCOMOTION
 from benchmark.provenance import collect_provenance
+from benchmark.speed.growth import growth
 from benchmark.speed.learning import iteration, learning_methods, matmul, sampling, update
 from benchmark.speed.measuring import Row, Sizes
 from benchmark.speed.physics import physics
@@ -54,6 +55,7 @@ PARTS: dict[str, Callable[[Sizes, int], list[Row]]] = {
     "update": update,
     "iteration": iteration,
     "matmul": matmul,
+    "growth": growth,
 }
 
 
@@ -72,7 +74,7 @@ class Arguments:
     """Command line of `benchmark.speed`."""
 
     parts: tuple[str, ...] = ()
-    """Only these of physics, robosuite, sampling, update, iteration, matmul (default: all)."""
+    """Only these of physics, robosuite, sampling, update, iteration, matmul, growth (default: all)."""
     full: bool = False
     """Published sizes, every method's iteration: takes half an hour or more on 2 cores."""
     threads: int | None = None

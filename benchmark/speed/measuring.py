@@ -29,6 +29,9 @@ class Sizes:
     iteration_chunks: int = 500  # per environment
     iteration_methods: tuple[str, ...] = ("dppo",)
     matmul_size: int = 2048
+    growth_turns: int = 3  # processor seconds need few
+    growth_doublings: int = 2  # of each size
+    growth_iterations: int = 12  # over which memory is watched
 
 
 @dataclass(frozen=True)
