@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from benchmark.envs import ROBOSUITE, make_env, robosuite_simulator
+from benchmark.envs import ROBOSUITE, robosuite_simulator
+from benchmark.envs.kitchen import load_model
 from benchmark.methods import ARMS, Arm
 from benchmark.speed import __main__ as command
 from benchmark.speed import iterations, learning, profile
 from benchmark.speed.iterations import Contender, Iteration, Learner, Outcome, Parts, measure_group, outcome
 from benchmark.speed.learning import learning_methods, matmul, prepare_update, sampling, update
 from benchmark.speed.measuring import Figure, OperationCounter, Row, Sizes, measure, ratio
-from benchmark.speed.physics import EpisodeRollout, make_gymnasium, physics_of, play, played_episodes
+from benchmark.speed.physics import EpisodeRollout, make_native, physics, physics_of, play, played_episodes, record
 from benchmark.speed.profile import Clock, profile_of, published_loop, short_chunks
 from benchmark.speed.robosuite import robosuite
 from benchmark.tasks import get_task
@@ -30,6 +31,8 @@ TINY = Sizes(
     repeats=2,
     envs=2,
     physics_chunks=3,
+    kitchen_envs=2,
+    kitchen_chunks=1,
     robosuite_chunks=1,
     sampling_calls=1,
     update_chunks=1,
@@ -77,21 +80,25 @@ def test_figures_say_whether_the_aim_is_reached() -> None:
     assert str(Figure("GiB", 2.5, 2.0, at_most=True)) == "2.500 GiB (aim <= 2: missed)"
 
 
-def test_rollout_does_the_work_that_the_environment_did() -> None:
-    env = make_env("hopper", 3)
-    actions = np.random.default_rng(1).uniform(-1, 1, (40, 3, 4, env.action_dim)).astype(np.float32)
+@pytest.mark.parametrize(("name", "chunks"), [("hopper", 40), ("kitchen-microwave-kettle-light-slider", 2)])
+def test_rollout_repeats_the_episodes_bit_for_bit(name: str, chunks: int) -> None:
+    env = make_native(name, 3, 4, threads=1)
+    actions = np.random.default_rng(1).uniform(-1, 1, (chunks, 3, 4, env.action_dim)).astype(np.float32)
     steps, ended = play(env, actions)
-    assert ended.any()
+    assert ended.any() == (name == "hopper")
     episodes = played_episodes(steps, ended, actions)
     assert len(episodes) >= ended.sum()
     assert len({seed for seed, _ in episodes}) == len(episodes)
     assert sum(len(executed) for _, executed in episodes) == steps.sum()
-    native = EpisodeRollout(make_gymnasium("hopper"), episodes, batch=1, threads=1)
+    native = EpisodeRollout(env, record(name, episodes, threads=2), batch=1, threads=1)
     assert native.run() == steps.sum()
-    heights = [
-        states[0, 3 * 4 :: 4, 2] for *_, states in native.batches
-    ]  # time, x, height; after each environment step
-    assert all((height[:-1] > 0.7).all() for height in heights)  # until its last step no episode has fallen
+    finals = {tuple(states[0, -1]) for *_, states in native.batches}
+    size = native.batches[0][0].shape[1]
+    running = [row for row, last in zip(env.state_dict()["states"], ended[-1], strict=True) if not last]
+    assert running and all(tuple(row[:size]) in finals for row in running)  # the first entries: the physics' state
+    if name == "hopper":
+        heights = [states[0, 3 * 4 :: 4, 2] for *_, states in native.batches]  # time, x, height; after each step
+        assert all((height[:-1] > 0.7).all() for height in heights)  # until its last step no episode has fallen
     native.pool.close()
 
 
@@ -99,7 +106,19 @@ def test_physics_measures_all_contenders() -> None:
     rows = physics_of("hopper", TINY, threads=2)
     assert [row.name.split(", ")[1] for row in rows] == ["ours", "mujoco.rollout", "AsyncVectorEnv", "SyncVectorEnv"]
     assert_measured(rows, TINY.repeats)
-    assert [figure.aim for figure in rows[0].figures] == [0.70, 2.5, None]
+    assert [figure.aim for figure in rows[0].figures] == [0.85, 2.5, None]
+
+
+def test_physics_measures_the_kitchen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmark.speed.physics.LOCOMOTION", ())
+    rows = physics(TINY, threads=2)
+    assert [row.name.split(", ")[1] for row in rows] == ["ours", "mujoco.rollout"]
+    assert_measured(rows, TINY.repeats)
+    assert [figure.aim for figure in rows[0].figures] == [0.90]
+    monkeypatch.setattr("benchmark.envs.kitchen.importlib.util.find_spec", lambda name: None)
+    load_model.cache_clear()
+    (row,) = physics(TINY, threads=2)
+    assert row.rate is None and row.note.startswith("not available: the kitchen needs the package gymnasium-robotics")
 
 
 def test_robosuite_that_is_missing_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:

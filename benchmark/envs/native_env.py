@@ -61,6 +61,16 @@ class NativeEnv(VectorEnv):
         )
         self._episodes: native.Batch | native.KitchenBatch = self._batch  # what the kernel steps
 
+    @property
+    def model(self) -> Any:
+        """The compiled model, which nobody may change."""
+        return self._model
+
+    @property
+    def frame_skip(self) -> int:
+        """Physics steps per environment step."""
+        return self._rules.frame_skip
+
     def step(self, indices: NDArray[np.int64], actions: NDArray[np.float32]) -> ChunkStep:
         """Execute one chunk per environment; see `VectorEnv.step`."""
         indices = check_indices(self, indices)

@@ -28,6 +28,7 @@ from rich.table import Table
 
 from benchmark.envs import LOCOMOTION
 from benchmark.provenance import collect_provenance
+from benchmark.speed.growth import growth
 from benchmark.speed.iterations import iteration
 from benchmark.speed.learning import matmul, sampling, update
 from benchmark.speed.measuring import Row, Sizes
@@ -42,13 +43,14 @@ DEFAULT = Sizes()
 FULL = Sizes(
     physics_chunks=250,
     async_tasks=LOCOMOTION,
+    kitchen_envs=40,
     robosuite_chunks=40,
     sampling_calls=100,
     update_chunks=500,
     replay_chunks=25,
     iteration_turns=3,
     iteration_chunks=500,
-    replay_iteration_chunks=500,
+    replay_iteration_chunks=100,
     matmul_size=4096,
 )
 PARTS: dict[str, Callable[[Sizes, int], list[Row]]] = {
@@ -58,6 +60,7 @@ PARTS: dict[str, Callable[[Sizes, int], list[Row]]] = {
     "update": update,
     "iteration": iteration,
     "matmul": matmul,
+    "growth": growth,
     "profile": profile,
 }
 DEFAULT_PARTS = tuple(part for part in PARTS if part != "profile")
@@ -78,9 +81,9 @@ class Arguments:
     """Command line of `benchmark.speed`."""
 
     parts: tuple[str, ...] = ()
-    """Only these of physics, robosuite, sampling, update, iteration, matmul (default: these), profile (minutes)."""
+    """Only these of physics, robosuite, sampling, update, iteration, matmul, growth (default: all these), profile."""
     full: bool = False
-    """Published sizes, whole iterations of 500 chunks in 3 turns: takes hours on 2 cores."""
+    """Published sizes, 3 turns of iterations (of 100 of the 500 chunks where there is a replay): an hour on 2 cores."""
     threads: int | None = None
     """Threads of physics (not robosuite's) and tensors (default: all cores that this process may use)."""
     json: Path | None = None

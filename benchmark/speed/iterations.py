@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -39,12 +39,10 @@ from benchmark.speed.measuring import Figure, OperationCounter, Row, Sizes, meas
 from benchmark.speed.physics import ACTION_SCALE
 from benchmark.speed.plain import PlainCollector
 from benchmark.speed.plain_methods import PLAIN
+from otpr.precision import PRECISIONS, precision_context
 
 ITERATION_RATE, ITERATION_GIB = 1500, 2.0  # aims of a whole DPPO iteration on 2 cores: env steps/s, peak memory
 EQUAL = ("replay_ratio", "batch_size", "candidates")  # settings that OTPR takes from IDQL for the comparison
-
-# What a process computes in, by the name that its row shows.
-PRECISIONS: dict[str, Callable[[], AbstractContextManager[Any]]] = {"float32": nullcontext}
 PRODUCTS = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # element types of the matrix products beside them
 
 
@@ -188,7 +186,7 @@ class Learner:
             tiny, shape = make_method(self.contender.method, envs, 1, overrides=equal_settings(self.contender.method))
             if hasattr(tiny, "fit_transport"):
                 setattr(tiny, "fit_transport", dict)  # noqa: B010 - a fit of its own would only take time
-            with PRECISIONS[self.contender.precision]():
+            with precision_context(self.contender.precision, "cpu"):
                 update_once(tiny, synthetic_rollout(tiny, shape))
         with self.counter:
             return self.iterate()
@@ -196,7 +194,7 @@ class Learner:
     def iterate(self) -> Iteration:
         """Collect and learn once."""
         before = self.counter.total
-        with PRECISIONS[self.contender.precision]():
+        with precision_context(self.contender.precision, "cpu"):
             started = time.perf_counter()
             rollout = self.collector.collect(self.method.act)
             collected, counted = time.perf_counter(), self.counter.total

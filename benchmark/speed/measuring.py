@@ -23,6 +23,8 @@ class Sizes:
     envs: int = 40
     physics_chunks: int = 60  # per environment and turn
     async_tasks: tuple[str, ...] = ("hopper",)  # on which AsyncVectorEnv takes part
+    kitchen_envs: int = 8
+    kitchen_chunks: int = 70  # the same in the kitchen: a whole episode
     robosuite_chunks: int = 10  # of one environment per turn
     sampling_calls: int = 20  # per turn
     update_chunks: int = 125  # per environment in the rollout that DPPO learns from: one minibatch an epoch
@@ -32,6 +34,9 @@ class Sizes:
     replay_iteration_chunks: int = 6  # the same of the methods with a replay
     profile_envs: int = 50  # at most so many
     matmul_size: int = 2048
+    growth_turns: int = 3  # processor seconds need few
+    growth_doublings: int = 2  # of each size
+    growth_iterations: int = 12  # over which memory is watched
 
 
 @dataclass(frozen=True)
