@@ -12,6 +12,7 @@ and the derivative needs nothing further, so that it is computed with the value 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numba
@@ -20,6 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from otpr.compiling import compiled
+
+CONTRACT = {"contract"}  # products and sums may be fused, all else is as written
 MOST_THREADS = 4  # the compiled pass takes one thread, and as long as PyTorch's own takes with six
 
 _f = np.float32
@@ -31,7 +35,7 @@ _P5, _P4, _P3, _P2, _P1, _P0 = map(
 )
 
 
-@numba.njit(error_model="numpy", fastmath={"contract"}, inline="always")
+@numba.njit(error_model="numpy", fastmath=CONTRACT, inline="always")
 def _exp(z):
     """exp(z) of a float32 z in [-87, 0], to 1e-7; written out, since LLVM turns no call of exp into vector code."""
     whole = np.floor(z * _LOG2E + _f(0.5))
@@ -41,7 +45,7 @@ def _exp(z):
     return (p * r * r + r + _f(1.0)) * power.view(np.float32)
 
 
-@numba.njit(error_model="numpy", fastmath={"contract"}, nogil=True, cache=True)
+@partial(compiled, fastmath=CONTRACT)
 def _value(x, value):
     """Mish of x (n,) into value (n,)."""
     for i in range(x.size):
@@ -51,7 +55,7 @@ def _value(x, value):
         value[i] = x[i] * (inner * outer)
 
 
-@numba.njit(error_model="numpy", fastmath={"contract"}, nogil=True, cache=True)
+@partial(compiled, fastmath=CONTRACT)
 def _value_and_slope(x, value, slope):
     """Mish of x (n,) into value (n,) and its derivative, t + x (1 - t^2) sigmoid(x), into slope (n,)."""
     for i in range(x.size):

@@ -12,15 +12,16 @@ share this file: numba notices a change of the file that holds a kernel, not of 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import llvmlite.binding
 import mujoco
 import numba
 import numpy as np
 from numba import types
+
+from otpr.compiling import compiled
 
 INTEGRATION = int(mujoco.mjtState.mjSTATE_INTEGRATION)
 _LIBRARY_PATTERNS = {"darwin": "libmujoco*.dylib", "win32": "mujoco.dll"}
@@ -109,15 +110,6 @@ _load_library()
 _set_state = types.ExternalFunction("mj_setState", types.void(types.intp, types.intp, types.intp, types.int32))
 _get_state = types.ExternalFunction("mj_getState", types.void(types.intp, types.intp, types.intp, types.int32))
 _mj_step = types.ExternalFunction("mj_step", types.void(types.intp, types.intp))
-
-
-def compiled(function: Callable[..., None]) -> Any:
-    """`function` compiled to release the GIL, kept on disk where any cache folder is writable."""
-    options = {"nogil": True, "error_model": "numpy"}
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # numba finds no writable cache folder: compile in this process
-        return numba.njit(**options)(function)
 
 
 @numba.njit(error_model="numpy")

@@ -23,7 +23,8 @@ from robosuite.utils.control_utils import (  # pyright: ignore[reportMissingImpo
     orientation_error,
 )
 
-from benchmark.envs.native import compiled  # which also makes libmujoco's symbols visible to the compiler
+import benchmark.envs.native  # noqa: F401 - makes libmujoco's symbols visible to the compiler
+from otpr.compiling import compiled
 
 
 class Simulation(NamedTuple):
