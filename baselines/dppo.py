@@ -325,13 +325,21 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "transport": ROBOMIMIC | {"batch_size": 10_000, "update_epochs": 5},
 }
 SHORT: dict[str, Any] = {"batch_size": 2000, "update_epochs": 5}
+# 50 gradient steps an iteration where the published settings take 200: with 5 of them and the published discount the
+# critic cannot follow values that a bootstrapped time limit lets grow, and Lift falls from 0.55 to 0.40 (seed 1000).
+SHORT_ROBOMIMIC: dict[str, Any] = {
+    "batch_size": 500,
+    "update_epochs": 10,
+    "discount": 0.99,
+    "critic_warmup_iterations": 2,
+}
 EMBEDDED: dict[str, dict[str, Any]] = {
     "hopper": SHORT,
     "walker2d": SHORT,
     "halfcheetah": SHORT,
     "kitchen": SHORT,
-    "lift": SHORT | {"critic_warmup_iterations": 0},
-    "can": SHORT | {"critic_warmup_iterations": 0},
-    "square": SHORT | {"critic_warmup_iterations": 0},
+    "lift": SHORT_ROBOMIMIC,
+    "can": SHORT_ROBOMIMIC,
+    "square": SHORT_ROBOMIMIC,
     "toy": {"batch_size": 1000, "update_epochs": 5, "discount": 0.95, "clip_coef": 0.05, "clip_base": 0.05},
 }

@@ -49,6 +49,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One thread, also after a test that takes more."""
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(1)
+
+
 # One arm for each way through the code; the others differ in numbers alone.
 DISTINCT_ARMS = ("frozen", "dppo", "idql", "dql", "otpr", "otpr-u", "otpr-conditional", "otpr-released")
 

@@ -33,7 +33,14 @@ SLURM = [command for command in COMMANDS if "--launcher slurm" in command]  # ru
 def test_readme_command_works(command: str, tmp_path: Path, cache: Path) -> None:
     arguments = shlex.split(command)
     arguments += SHORTER.get(" ".join(arguments[:3]), SHORTER.get(" ".join(arguments[:2]), []))
-    for name in ("runs/quick", "results/mine", "results/wide-clip", "results/rounded", "results/again", "hopper-policy"):
+    for name in (
+        "runs/quick",
+        "results/mine",
+        "results/wide-clip",
+        "results/rounded",
+        "results/again",
+        "hopper-policy",
+    ):
         arguments = [str(tmp_path / "out") if argument == name else argument for argument in arguments]
     if arguments[1] == "benchmark.report":
         arguments = ["-m", "benchmark.status", "--out", "results/quick", "--json"]  # the report itself: test_report.py
