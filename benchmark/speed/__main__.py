@@ -2,7 +2,7 @@
 
     python -m benchmark.speed
     python -m benchmark.speed --parts physics matmul --threads 2
-    python -m benchmark.speed --parts profile
+    python -m benchmark.speed --parts growth profile
     python -m benchmark.speed --full --json speed.json
 
 Everything that is compared runs in turns (A B A B ...), so that a machine whose speed drifts slows all alike. A figure
@@ -48,7 +48,7 @@ FULL = Sizes(
     sampling_calls=100,
     update_chunks=500,
     replay_chunks=25,
-    iteration_turns=3,
+    iteration_turns=5,
     iteration_chunks=500,
     replay_iteration_chunks=100,
     matmul_size=4096,
@@ -63,7 +63,7 @@ PARTS: dict[str, Callable[[Sizes, int], list[Row]]] = {
     "growth": growth,
     "profile": profile,
 }
-DEFAULT_PARTS = tuple(part for part in PARTS if part != "profile")
+DEFAULT_PARTS = ("physics", "robosuite", "sampling", "iteration", "matmul")  # under ten minutes on 2 idle cores
 
 
 def result_table(rows: Sequence[Row], title: str) -> Table:
@@ -81,9 +81,9 @@ class Arguments:
     """Command line of `benchmark.speed`."""
 
     parts: tuple[str, ...] = ()
-    """Only these of physics, robosuite, sampling, update, iteration, matmul, growth (default: all these), profile."""
+    """Only these of physics, robosuite, sampling, iteration, matmul (default: all these), update, growth, profile."""
     full: bool = False
-    """Published sizes, 3 turns of iterations (of 100 of the 500 chunks where there is a replay): an hour on 2 cores."""
+    """Published sizes, 5 turns of iterations (of 100 of the 500 chunks where there is a replay): an hour on 2 cores."""
     threads: int | None = None
     """Threads of physics (not robosuite's) and tensors (default: all cores that this process may use)."""
     json: Path | None = None
@@ -122,8 +122,9 @@ def main(arguments: Arguments) -> int:
     started, rows = time.monotonic(), []
     try:
         for part in parts:
-            print(f"measuring {part} ...", file=sys.stderr, flush=True)
+            begun = time.monotonic()
             rows += PARTS[part](FULL if arguments.full else DEFAULT, threads)
+            print(f"measured {part} in {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
     except BrokenProcessPool:
         print("error: the process that measured an iteration died, perhaps for lack of memory", file=sys.stderr)
         return 1
