@@ -212,7 +212,7 @@ class DiffusionPolicy(nn.Module):
         x, total = noise[0], len(steps.timesteps)
         chain = [x] if keep == total else []
         late = self.network.along_chain(steps.timesteps, observations)
-        first = late if early is None else early.network.along_chain(steps.timesteps, observations)
+        first = late if early is None or keep == total else early.network.along_chain(steps.timesteps, observations)
         for i in range(total):
             predicted = (first if i < total - keep else late)(x, i)
             mean = self.reverse_mean(x, predicted, steps.timesteps[i : i + 1], steps.x0_coef[i], steps.x_coef[i])

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from otpr.compiling import compiled
 
@@ -77,6 +78,7 @@ class _Mish(torch.autograd.Function):
         return value
 
     @staticmethod
+    @once_differentiable  # the slope is kept as a constant: a second derivative would be wrong, hence is refused
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         """The chain rule."""
         return gradients[0] * ctx.saved_tensors[0]

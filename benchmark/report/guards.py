@@ -71,6 +71,7 @@ def _protocols(task: TaskSummary, runs: Sequence[Run]) -> list[str]:
         ("pre-trained policies", _differing(known, lambda run: run.spec.get("policy_digest"))),
         ("samplers", _differing(known, lambda run: run.spec.get("sampler"))),
         ("devices", _differing(known, lambda run: run.spec.get("device"))),
+        ("precisions", _differing(known, lambda run: run.spec.get("precision", "float32"))),  # older specs have none
     ]
     for name in ("n_envs", "n_steps", "eval_episodes", "reset_at_iteration", "success_rule"):
         found.append((f"loop.{name}", _differing(known, lambda run, name=name: _nested(run.spec, "loop", name))))
