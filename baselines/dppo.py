@@ -325,9 +325,9 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "transport": ROBOMIMIC | {"batch_size": 10_000, "update_epochs": 5},
 }
 SHORT: dict[str, Any] = {"batch_size": 2000, "update_epochs": 5}
-# 50 gradient steps an iteration (with the suites' 5 fine-tuned steps) where the published settings take 200:
-# with 5 of them and the published discount the
-# critic cannot follow values that a bootstrapped time limit lets grow, and Lift falls from 0.55 to 0.40 (seed 1000).
+# 50 gradient steps an iteration (with the suites' 5 fine-tuned steps) where the published settings take 200: with
+# 5 of them and the published discount the critic cannot follow values that a bootstrapped time limit lets grow, and
+# Lift falls from 0.55 to 0.40 (seed 1000).
 SHORT_ROBOMIMIC: dict[str, Any] = {
     "batch_size": 500,
     "update_epochs": 10,

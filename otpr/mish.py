@@ -79,7 +79,7 @@ class _Mish(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable  # the slope is kept as a constant: a second derivative would be wrong, hence is refused
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The chain rule."""
         return gradients[0] * ctx.saved_tensors[0]
 
