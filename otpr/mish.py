@@ -91,8 +91,8 @@ def mish(x: Tensor) -> Tensor:
     """
     if x.device.type == "cpu" and x.dtype == torch.bfloat16:
         return mish(x.float()).to(x.dtype)
-    compiled = x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous()
-    if not compiled or torch.get_num_threads() > MOST_THREADS:
+    fits = x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous()
+    if not fits or torch.get_num_threads() > MOST_THREADS:
         return F.mish(x)
     if torch.is_grad_enabled() and x.requires_grad:
         return _Mish.apply(x)

@@ -30,8 +30,8 @@ def linear(in_features: int, out_features: int, generator: torch.Generator) -> n
     return layer
 
 
-def output_layer(layer: nn.Module, x: Tensor) -> Tensor:
-    """A network's last layer, in float32 whatever the precision of the others: (..., in) to (..., out)."""
+def float32_layer(layer: nn.Module, x: Tensor) -> Tensor:
+    """A network's first or last layer, in float32 whatever the precision of the others: (..., in) to (..., out)."""
     with float32_products(x.device.type):
         return layer(x.float())
 
@@ -68,9 +68,10 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., dims[0]) to (..., dims[-1])."""
-        for block in self.moduleList[:-1]:
-            x = block(x)
-        return output_layer(self.moduleList[-1], x)
+        ends = (0, len(self.moduleList) - 1)
+        for i, block in enumerate(self.moduleList):
+            x = float32_layer(block, x) if i in ends else block(x)
+        return x
 
 
 class ResidualBlock(nn.Module):
@@ -106,7 +107,7 @@ class ResidualMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., dims[0]) to (..., dims[-1])."""
-        return self.after_first(self.first(x))
+        return self.after_first(float32_layer(self.first, x))
 
     @property
     def first(self) -> nn.Linear:
@@ -119,7 +120,7 @@ class ResidualMLP(nn.Module):
         """All layers but the first, (..., dims[1]) to (..., dims[-1])."""
         for layer in self.layers[1:-1]:
             x = layer(x)
-        return output_layer(self.layers[-1], x)
+        return float32_layer(self.layers[-1], x)
 
 
 def build_mlp(residual: bool) -> Callable[[Sequence[int], str, torch.Generator], nn.Module]:
@@ -184,9 +185,14 @@ class DenoisingMLP(nn.Module):
             (B, H, A).
         """
         batch = x.shape[0]
-        embedding = self.time_embedding(timesteps).expand(batch, -1)
+        embedding = self.embedding(timesteps).expand(batch, -1)
         features = [x.reshape(batch, -1), embedding, self.condition(observations)]
         return self.mlp_mean(torch.cat(features, dim=-1)).view(x.shape)  # of (B, H*A + time_dim + condition)
+
+    def embedding(self, timesteps: Tensor) -> Tensor:
+        """Features of the steps k (B,), (B, time_dim), in float32 whatever the precision: they are few and small."""
+        with float32_products(timesteps.device.type):
+            return self.time_embedding(timesteps)
 
     def condition(self, observations: Tensor) -> Tensor:
         """What the first layer sees of observations (B, O): themselves or their encoding, (B, condition)."""
@@ -209,11 +215,14 @@ class DenoisingMLP(nn.Module):
         chunk_dim = self.action_horizon * self.action_dim
         x_weight, rest = first.weight.tensor_split([chunk_dim], dim=1)
         t_weight, s_weight = rest.split([rest.shape[1] - condition.shape[1], condition.shape[1]], dim=1)
-        of_steps = F.linear(self.time_embedding(timesteps), t_weight, first.bias)  # (S, hidden)
-        of_observations = F.linear(condition, s_weight)  # (B, hidden)
+        device_type = observations.device.type
+        with float32_products(device_type):  # as in `forward`, where one product takes the sum
+            of_steps = F.linear(self.embedding(timesteps), t_weight, first.bias)  # (S, hidden)
+            of_observations = F.linear(condition, s_weight)  # (B, hidden)
 
         def noise_at(x: Tensor, step: int) -> Tensor:
-            hidden = F.linear(x.flatten(1), x_weight, of_steps[step]) + of_observations
+            with float32_products(device_type):
+                hidden = F.linear(x.flatten(1), x_weight, of_steps[step]) + of_observations
             return self.mlp_mean.after_first(hidden).view(x.shape)
 
         return noise_at

@@ -1,7 +1,7 @@
 """The precision of matrix products: float32, or bfloat16 by autocast, where the processor has instructions for it.
 
-In bfloat16 weights, optimisers, losses, what networks put out, keypoints and transport stay float32; only the products
-of hidden layers, forward and backward, take bfloat16 factors.
+In bfloat16 weights, optimisers, losses, first and last layers, keypoints and transport stay float32; only the products
+between hidden layers, forward and backward, take bfloat16 factors.
 """
 
 from __future__ import annotations
@@ -29,4 +29,6 @@ def precision_context(precision: str, device_type: str) -> AbstractContextManage
 
 def float32_products(device_type: str) -> AbstractContextManager[object]:
     """Where products have float32 factors whatever the precision around: inputs must be float32."""
-    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()

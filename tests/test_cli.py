@@ -180,6 +180,16 @@ def test_a_suite_may_have_more_seeds_on_some_tasks_until_the_user_says_otherwise
     ]
 
 
+@pytest.mark.parametrize("key", ["task_seeds", "task_loop"])
+def test_a_suite_that_speaks_of_a_task_it_lacks_is_refused(key: str, tmp_path: Path, monkeypatch) -> None:
+    value = '"0-4"' if key == "task_seeds" else "{ iterations = 2 }"
+    text = f'description = ""\ntasks = ["toy"]\nmethods = ["frozen"]\n[{key}]\nhoper-local = {value}\n'
+    (tmp_path / "mine.toml").write_text(text)
+    monkeypatch.setattr("benchmark.suites.FOLDER", tmp_path)
+    with pytest.raises(ValueError, match="'mine' says something for 'hoper-local', not one of its tasks: toy"):
+        load_suite("mine")
+
+
 def test_the_arms_that_are_promised_are_there() -> None:
     assert set(ARMS) >= {"otpr", "dppo", "idql", "dql", "dql-dppo", "frozen"}
 

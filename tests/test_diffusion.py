@@ -7,6 +7,7 @@ import torch
 from parity_cases import CASES, CHAIN, EXACT, FOLDER, Case
 
 from otpr.diffusion import DiffusionPolicy, SamplerSettings, dppo_network_state
+from otpr.networks import TwoStageMLP
 
 by_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
@@ -31,6 +32,24 @@ def test_network_and_cloning_loss_equal_reference(case: Case) -> None:
     torch.testing.assert_close(predicted, arrays["eps_pred"], **EXACT)
     losses = policy.denoising_losses(arrays["bc_actions"], arrays["obs"], arrays["t"], arrays["bc_noise"])
     torch.testing.assert_close(losses.mean(), arrays["bc_loss"], **EXACT)
+
+
+@by_case
+def test_along_a_chain_the_network_predicts_what_it_does_step_by_step(case: Case) -> None:
+    generator = torch.Generator().manual_seed(0)
+    network, other = case.policy().network, case.network()
+    both = TwoStageMLP(other, network, late_steps=2)
+    x = torch.randn(8, 4, case.action_dim, generator=generator)
+    observations = torch.randn(8, case.observation_dim, generator=generator)
+    timesteps = torch.tensor([5, 2, 1, 0])
+    for one in (network, both):
+        noise_at = one.along_chain(timesteps, observations)
+        for step in range(4):
+            expected = one(x, timesteps[step : step + 1], observations)
+            torch.testing.assert_close(noise_at(x, step), expected, rtol=1e-4, atol=1e-5)
+    # where reading a step would wait for the device both stages are evaluated; "meta" stands for any such device
+    elsewhere = both.to("meta").along_chain(timesteps.to("meta"), observations.to("meta"))
+    assert elsewhere(x.to("meta"), 1).shape == x.shape
 
 
 @by_case

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import toy_spec
 
+from baselines.dppo import DPPO
 from benchmark.finetune import Trainer
 from benchmark.launch.execute import numeric_settings
 from benchmark.spec import RunSpec
@@ -40,6 +41,20 @@ def test_potentials_stay_float32() -> None:
     exact = potentials(*points)
     with precision_context("bfloat16", "cpu"):
         assert all(map(torch.equal, potentials(*points), exact))
+
+
+def test_dppos_ratio_before_any_step_is_near_one() -> None:
+    method = Trainer(toy_spec("dppo", ft_denoising_steps=3)).method
+    assert isinstance(method, DPPO)
+    observations = torch.rand(256, 2, generator=generator()) * 2 - 1
+    for precision, largest in (("float32", 1e-5), ("bfloat16", 2e-3)):
+        with precision_context(precision, "cpu"), torch.no_grad():
+            extras = method.act(observations, True, generator()).extras
+            for step in range(3):
+                before, after = extras["chain"][:, step], extras["chain"][:, step + 1]
+                new = method.log_probability(observations, before, after, torch.full((256,), step))
+                off = (new - extras["log_probability"][:, step]).exp() - 1
+                assert off.abs().max() < largest and off.std() < largest / 4
 
 
 def test_products_see_the_weights_of_the_last_gradient_step() -> None:

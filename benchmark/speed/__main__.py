@@ -6,7 +6,8 @@
     python -m benchmark.speed --full --json speed.json
 
 Everything that is compared runs in turns (A B A B ...), so that a machine whose speed drifts slows all alike. A figure
-is the median over the turns, a ratio the median of the ratios within each turn. Policies are freshly initialised.
+is the median over the turns, a ratio the median of the ratios within each turn. Policies are
+freshly initialised (`profile` takes the pre-trained ones).
 
 Exit status 0: measured, whether or not the aims are reached; 1: a process died while measuring; 2: bad input.
 """

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import torch
@@ -303,7 +304,7 @@ class PlainReplay:
         return Batch(*(column[picks] for column in columns))
 
 
-class PlainOffPolicy:
+class PlainOffPolicy(ABC):
     """What plain IDQL and DQL share: replay, and an iteration's gradient steps on batches from it."""
 
     def __init__(self, ours: OffPolicy, activation: str) -> None:
@@ -328,13 +329,13 @@ class PlainOffPolicy:
         self.gradient_steps += self.steps_per_iteration
         return {}
 
+    @abstractmethod
     def critic_step(self, batch: Batch) -> None:
         """One gradient step of everything that estimates values."""
-        raise NotImplementedError
 
+    @abstractmethod
     def actor_loss(self, batch: Batch) -> Tensor:
         """The actor's loss on a batch."""
-        raise NotImplementedError
 
 
 def heads(networks: nn.Module, observations: Tensor, actions: Tensor) -> Iterator[Tensor]:

@@ -45,14 +45,20 @@ def load_suite(name: str) -> Suite:
     """The suite called `name`.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: unknown name, or something said for a task that it does not have.
     """
     if name not in suite_names():
         raise ValueError(f"unknown suite {name!r}; valid: {', '.join(suite_names())}")
     values: dict[str, Any] = tomllib.loads((FOLDER / f"{name}.toml").read_text())
     for key in ("tasks", "methods", "parts"):
         values[key] = tuple(values.get(key, ()))
-    return Suite(name=name, **values)
+    suite = Suite(name=name, **values)
+    for task in (*suite.task_seeds, *suite.task_loop):
+        if task not in suite.tasks:
+            raise ValueError(
+                f"suite {name!r} says something for {task!r}, not one of its tasks: {', '.join(suite.tasks)}"
+            )
+    return suite
 
 
 def parse_seeds(text: str) -> list[int]:
