@@ -64,7 +64,7 @@ PARTS: dict[str, Callable[[Sizes, int], list[Row]]] = {
     "growth": growth,
     "profile": profile,
 }
-DEFAULT_PARTS = ("physics", "robosuite", "sampling", "iteration", "matmul")  # about ten minutes on 2 idle cores
+DEFAULT_PARTS = ("physics", "robosuite", "sampling", "iteration", "matmul")  # under ten minutes on 2 idle cores
 
 
 def result_table(rows: Sequence[Row], title: str) -> Table:
