@@ -26,6 +26,7 @@ from otpr.transport import Transport, TransportSettings
 
 GUIDANCES = ("h", "q", "advantage")
 ROW_CONDITIONS = ("potential", "candidates")
+GUIDANCE_ROWS = 4096  # pairs judged in one pass
 SELECTION_FLOOR = 1e-7  # added to every candidate's weight: where all are zero the draw is uniform, as released
 
 
@@ -57,6 +58,7 @@ class OTPR(OffPolicy):
         self.expert = _expert(settings, demonstrations, generator.device)
         self.keypoints = _keypoints(settings, self.expert, init)
         self.selections: list[Metrics] = []  # of the chunks chosen since the last update
+        self.replay_guidance: Tensor | None = None  # of all stored pairs, while actor steps draw them over and over
 
     @property
     def guided(self) -> bool:
@@ -126,7 +128,9 @@ class OTPR(OffPolicy):
         if self.trains_actor:
             if self.settings.guidance == "h":
                 metrics |= self.fit_transport()
+            self.replay_guidance = self.guidance_ahead(count * self.settings.batch_size)
             metrics |= self.minibatches(count, self.actor_step)
+            self.replay_guidance = None
         if self.selections:
             metrics |= average(self.selections)
             self.selections.clear()
@@ -156,6 +160,17 @@ class OTPR(OffPolicy):
             chunks = torch.cat([fixed.chunks, chunks])
         return observations, chunks
 
+    def guidance_ahead(self, draws: int) -> Tensor | None:
+        """Guidance of every replayed pair, (len(replay),), where actor steps will draw more pairs than are stored.
+
+        Critic and potentials stand still during actor steps, so that once per pair is enough.
+        """
+        if not self.settings.weighting or draws < len(self.replay):
+            return None
+        stored = self.replay.contents()
+        blocks = zip(stored.observations.split(GUIDANCE_ROWS), stored.actions.split(GUIDANCE_ROWS), strict=True)
+        return torch.cat([self.pair_guidance(observations, actions) for observations, actions in blocks])
+
     def critic_step(self, batch: Batch) -> Metrics:
         """V, Q and target, one step each."""
         return self.critic.update(batch)
@@ -167,7 +182,7 @@ class OTPR(OffPolicy):
         metrics = {"actor/bc_loss": losses.detach().mean()}
         if not self.settings.weighting:
             return losses.mean(), metrics
-        weights = self.weights(observations, actions)
+        weights = self.weights(self.batch_guidance(observations, actions, batch.places))
         loss = (weights * losses).mean()
         return loss, metrics | {
             "actor/weighted_bc_loss": loss.detach(),
@@ -176,19 +191,34 @@ class OTPR(OffPolicy):
         }
 
     def actor_pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Observations (B, O) and chunks (B, H, A): the batch, its first `expert_fraction` replaced by expert pairs."""
-        count = round(self.settings.expert_fraction * len(batch.actions))
+        """Observations (B, O) and chunks (B, H, A): the batch, its first `expert_count` replaced by expert pairs."""
+        count = self.expert_count(len(batch.actions))
         if self.expert is None or not count:
             return batch.observations, batch.actions
         picks = torch.randint(len(self.expert.actions), (count,), generator=self.generator, device=batch.actions.device)
         observations = torch.cat([self.expert.observations[picks], batch.observations[count:]])
         return observations, torch.cat([self.expert.actions[picks], batch.actions[count:]])
 
+    def expert_count(self, batch_size: int) -> int:
+        """How many of an actor's batch are expert pairs, the first ones."""
+        return 0 if self.expert is None else round(self.settings.expert_fraction * batch_size)
+
+    def batch_guidance(self, observations: Tensor, actions: Tensor, places: Tensor) -> Tensor:
+        """Guidance of `actor_pairs` (B, O), (B, H, A) of a batch from `places` (B,) in the replay, (B,)."""
+        if self.replay_guidance is None:
+            return self.pair_guidance(observations, actions)
+        count = self.expert_count(len(actions))
+        known = self.replay_guidance[places[count:]]
+        return torch.cat([self.pair_guidance(observations[:count], actions[:count]), known]) if count else known
+
     @torch.no_grad()
-    def weights(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Guidance of the pairs (B, O), (B, H, A) over its batch mean, at most `weight_clip`, (B,)."""
-        w = self.guidance(observations, actions[:, None])[:, 0]
-        return (w / w.mean().clamp(min=SELECTION_FLOOR)).clamp(max=self.settings.weight_clip)
+    def pair_guidance(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Guidance of the pairs (B, O), (B, H, A), (B,)."""
+        return self.guidance(observations, actions[:, None])[:, 0]
+
+    def weights(self, guidance: Tensor) -> Tensor:
+        """Guidance (B,) over its batch mean, at most `weight_clip`, (B,)."""
+        return (guidance / guidance.mean().clamp(min=SELECTION_FLOOR)).clamp(max=self.settings.weight_clip)
 
 
 def _expert(settings: Settings, demonstrations: Demonstrations | None, device: torch.device) -> Demonstrations | None:

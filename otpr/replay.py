@@ -16,13 +16,14 @@ TIME_LIMITS = ("bootstrap", "terminal")
 
 @dataclass
 class Batch:
-    """Transitions, all float32.
+    """Transitions, float32 but for their places.
 
     Attributes:
         observations, next_observations: (B, O).
         actions: (B, H, A).
         rewards: (B,), scaled.
         terminated: (B,), 1 where what follows has no value, else 0.
+        places: (B,) int64, where in the storage order each was.
     """
 
     observations: Tensor
@@ -30,6 +31,7 @@ class Batch:
     rewards: Tensor
     terminated: Tensor
     next_observations: Tensor
+    places: Tensor
 
 
 class Replay:
@@ -86,16 +88,16 @@ class Replay:
         if not len(self):
             raise ValueError("cannot sample from an empty replay buffer")
         picks = torch.randint(len(self), (batch_size,), generator=generator, device=self.rows.device)
-        return self._split(self.rows[picks])
+        return self._split(self.rows[picks], picks)
 
     def contents(self) -> Batch:
         """Views of all stored transitions, in storage order."""
-        return self._split(self.rows[: len(self)])
+        return self._split(self.rows[: len(self)], torch.arange(len(self), device=self.rows.device))
 
-    def _split(self, rows: Tensor) -> Batch:
+    def _split(self, rows: Tensor, places: Tensor) -> Batch:
         observations, actions, rewards, terminated, following = rows.split(self.widths, dim=1)
         chunks = actions.unflatten(1, self.chunk_shape)
-        return Batch(observations, chunks, rewards[:, 0], terminated[:, 0], following)
+        return Batch(observations, chunks, rewards[:, 0], terminated[:, 0], following, places)
 
     def state_dict(self) -> dict[str, Any]:
         """The filled part (a copy unless the buffer is full) and the count."""

@@ -175,7 +175,7 @@ def untimed(metrics: dict[str, float]) -> dict[str, float]:
 
 def batch_of_any(method: agent.OTPR) -> Batch:
     zeros = torch.zeros(16, CASE.observation_dim)
-    return Batch(zeros, torch.zeros(16, 4, CASE.action_dim), torch.zeros(16), torch.zeros(16), zeros)
+    return Batch(zeros, torch.zeros(16, 4, CASE.action_dim), torch.zeros(16), torch.zeros(16), zeros, torch.arange(16))
 
 
 def test_d8_all_of_it_runs_where_the_generator_is() -> None:
@@ -344,6 +344,23 @@ def test_expert_pairs_are_those_of_the_best_episodes() -> None:
     assert method.expert.ranks.max() <= 0.1 < pairs().ranks.max()
     observations, actions = method.actor_pairs(batch_of_any(method))
     assert (observations[4:] == 0).all() and (actions[4:] == 0).all() and (observations[:4] != 0).all()
+
+
+@pytest.mark.parametrize("values", [{}, MASKED])
+def test_stored_pairs_are_judged_once_where_they_are_drawn_more_often(values: dict[str, Any], monkeypatch) -> None:
+    method = trained(weighting=True, **values)
+    batch = batch_of(method)
+    stored = len(method.replay)
+    assert method.guidance_ahead(stored - 1) is None
+    monkeypatch.setattr(agent, "GUIDANCE_ROWS", 10)
+    generator = method.generator.get_state()
+    direct = method.weights(method.batch_guidance(*method.actor_pairs(batch), batch.places))
+    method.generator.set_state(generator)
+    method.replay_guidance = method.guidance_ahead(stored)
+    assert method.replay_guidance is not None and method.replay_guidance.shape == (stored,)
+    ahead = method.weights(method.batch_guidance(*method.actor_pairs(batch), batch.places))
+    torch.testing.assert_close(ahead, direct)
+    assert direct.std() > 0 and trained(weighting=True, **values).replay_guidance is None
 
 
 @pytest.mark.parametrize(

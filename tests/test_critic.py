@@ -27,7 +27,7 @@ def reference_critic(case: Case) -> ImplicitQCritic:
 
 def reference_batch(arrays: dict[str, Tensor]) -> Batch:
     names = ("obs", "actions", "rewards", "terminated", "next_obs")
-    return Batch(*(arrays[name] for name in names))
+    return Batch(*(arrays[name] for name in names), torch.arange(len(arrays["obs"])))
 
 
 @by_case

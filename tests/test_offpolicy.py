@@ -55,7 +55,8 @@ def reference_dql(case: Case) -> tuple[dql.DQL, dict[str, Tensor], Batch]:
     state = torch.load(FOLDER / case.name / "critics.pt", weights_only=True)
     method.critic.load_state_dict(state["critic_q"])
     method.target_critic.load_state_dict(state["target_q"])
-    batch = Batch(*(arrays[name] for name in ("obs", "actions", "rewards", "terminated", "next_obs")))
+    columns = [arrays[name] for name in ("obs", "actions", "rewards", "terminated", "next_obs")]
+    batch = Batch(*columns, torch.arange(len(columns[0])))
     return method, arrays, batch
 
 

@@ -154,11 +154,11 @@ def test_dppo_takes_turns_with_plain() -> None:
 
 @pytest.fixture
 def quick_methods(monkeypatch: pytest.MonkeyPatch) -> None:
-    def overrides(name: str) -> dict[str, Any]:
+    def overrides(name: str, chunks: int) -> dict[str, Any]:
         quick = {"replay_ratio": 10.0, "batch_size": 64, "replay_capacity": 1000}
         return quick | ({"transport_block_size": 32, "transport_first_steps": 3} if name == "otpr" else {})
 
-    monkeypatch.setattr(iterations, "equal_settings", overrides)
+    monkeypatch.setattr(iterations, "iteration_settings", overrides)
 
 
 @pytest.mark.parametrize("name", ["idql", "dql", "otpr"])
@@ -169,6 +169,7 @@ def test_an_iteration_is_measured_in_its_parts(name: str, quick_methods: None) -
     finally:
         learner.close()
     assert counted.gradient_steps == timed.gradient_steps == 2
+    assert len(learner.method.replay) == 1000
     for parts in (counted.seconds, timed.seconds, counted.operations):
         assert parts.collect > 0 < parts.learn
         assert (parts.fit > 0) == (name == "otpr")
@@ -215,9 +216,12 @@ def test_references_and_aims() -> None:
     assert not any(
         contender.precision not in iterations.PRECISIONS for group in iterations.GROUPS for contender in group
     )
-    settings = learning.resolve_settings("otpr", learning.TASK, "published", iterations.equal_settings("otpr"))
+    overrides = iterations.iteration_settings("otpr", 5)  # of 500 chunks
+    settings = learning.resolve_settings("otpr", learning.TASK, "published", overrides)
     idql = learning.resolve_settings("idql", learning.TASK, "published", {})
     assert all(getattr(settings, key) == getattr(idql, key) for key in iterations.EQUAL)
+    assert settings.replay_capacity == idql.replay_capacity // 100
+    assert iterations.iteration_settings("dppo", 5) == {}
 
 
 def test_a_clock_counts_the_outer_part() -> None:

@@ -6,9 +6,11 @@ an iteration does once however long it is, OTPR's transport with its cost block,
 published iteration, put together from the parts' measured seconds: those of collecting and of gradient steps times how
 many more the published iteration has of each, and those of the transport once.
 
-An iteration before the first turn fills the replay, makes OTPR's first fit and counts floating-point operations
-(of matrix products, as torch counts them); it is not timed. Warm-ups of the methods are off. Policies are freshly
-initialised, observations are not normalised, and actions are kept weak so that a hopper stands for a while.
+An iteration before the first turn makes OTPR's first fit and counts floating-point operations (of matrix products, as
+torch counts them); it is not timed. Before it the replay is filled: it holds as many times an iteration's chunks as
+the published one, so that what OTPR computes once per stored pair is in proportion too. Warm-ups of the methods are
+off. Policies are freshly initialised, observations are not normalised, and actions are kept weak so that a hopper
+stands for a while.
 """
 
 from __future__ import annotations
@@ -127,15 +129,19 @@ def peak_memory() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def equal_settings(name: str) -> dict[str, Any]:
-    """Settings that make OTPR's work per chunk that of IDQL; none for the others.
+def iteration_settings(name: str, chunks: int) -> dict[str, Any]:
+    """Overrides of the published settings: a replay in proportion to `chunks`, and OTPR's work per chunk that of IDQL.
 
     Its first fit, which no turn times, takes as few steps as a later one may take.
     """
-    if name != "otpr":
+    own = resolve_settings(name, TASK, PROTOCOL, {})
+    if not hasattr(own, "replay_capacity"):
         return {}
-    reference, own = (resolve_settings(method, TASK, PROTOCOL, {}) for method in ("idql", name))
-    return {key: getattr(reference, key) for key in EQUAL} | {"transport_first_steps": own.transport_warm_steps}
+    values = {"replay_capacity": round(own.replay_capacity * chunks / TASK.loop(PROTOCOL).n_steps)}
+    if name == "otpr":
+        reference = resolve_settings("idql", TASK, PROTOCOL, {})
+        values |= {key: getattr(reference, key) for key in EQUAL} | {"transport_first_steps": own.transport_warm_steps}
+    return values
 
 
 class Learner:
@@ -150,7 +156,8 @@ class Learner:
         self.fit_seconds, self.fit_operations = 0.0, 0
         self.collector = self._collector(envs, chunks, threads)  # before torch starts threads: it may fork
         torch.set_num_threads(threads)
-        ours, _ = make_method(contender.method, envs, chunks, overrides=equal_settings(contender.method))
+        self.settings = iteration_settings(contender.method, chunks)
+        ours, _ = make_method(contender.method, envs, chunks, overrides=self.settings)
         self.method: Any = ours
         if contender.plain:
             self.method = PLAIN[contender.method](ours, TASK.network.activation)
@@ -183,13 +190,21 @@ class Learner:
         Nothing compiles while operations are counted.
         """
         if not self.contender.plain:
-            tiny, shape = make_method(self.contender.method, envs, 1, overrides=equal_settings(self.contender.method))
+            tiny, shape = make_method(self.contender.method, envs, 1, overrides=self.settings)
             if hasattr(tiny, "fit_transport"):
                 setattr(tiny, "fit_transport", dict)  # noqa: B010 - a fit of its own would only take time
             with precision_context(self.contender.precision, "cpu"):
                 update_once(tiny, synthetic_rollout(tiny, shape))
+        if hasattr(self.method, "replay"):
+            self._fill_replay()
         with self.counter:
             return self.iterate()
+
+    def _fill_replay(self) -> None:
+        """One rollout, as often as the replay holds it."""
+        rollout, scale = self.collector.collect(self.method.act), self.method.base_settings.reward_scale
+        for _ in range(-(-self.settings["replay_capacity"] // rollout.rewards.numel())):
+            self.method.replay.add(rollout, scale)
 
     def iterate(self) -> Iteration:
         """Collect and learn once."""
@@ -282,7 +297,8 @@ class Outcome:
 
 def outcome(seat: Seat, envs: int, chunks: int) -> Outcome:
     """What a seat's turns come to at the published number of chunks."""
-    settings = resolve_settings(seat.contender.method, TASK, PROTOCOL, equal_settings(seat.contender.method))
+    method = seat.contender.method
+    settings = resolve_settings(method, TASK, PROTOCOL, iteration_settings(method, chunks))
     published = TASK.loop(PROTOCOL).n_steps
     collect_factor = learn_factor = published / chunks
     if hasattr(settings, "replay_ratio"):  # whose gradient steps are a whole number, also in a short iteration

@@ -301,7 +301,7 @@ class PlainReplay:
         """`size` transitions with replacement."""
         picks = torch.randint(min(self.added, self.capacity), (size,), generator=generator)
         columns = (self.observations, self.actions, self.rewards, self.terminated, self.next_observations)
-        return Batch(*(column[picks] for column in columns))
+        return Batch(*(column[picks] for column in columns), places=picks)
 
 
 class PlainOffPolicy(ABC):
@@ -309,18 +309,18 @@ class PlainOffPolicy(ABC):
 
     def __init__(self, ours: OffPolicy, activation: str) -> None:
         """`activation` is the policy's."""
-        self.base, self.generator = ours.base_settings, ours.generator
+        self.base_settings, self.generator = ours.base_settings, ours.generator
         self.gradient_steps, self.steps_per_iteration = 0, ours.steps_per_iteration
         self.actor = PlainPolicy(ours.actor, activation)
-        self.actor_optimizer = plain_adamw(self.actor, self.base.actor_learning_rate)
+        self.actor_optimizer = plain_adamw(self.actor, self.base_settings.actor_learning_rate)
         chunk_shape = (ours.shape.action_horizon, ours.shape.action_dim)
-        self.replay = PlainReplay(self.base.replay_capacity, ours.shape.observation_dim, chunk_shape)
+        self.replay = PlainReplay(self.base_settings.replay_capacity, ours.shape.observation_dim, chunk_shape)
 
     def update(self, rollout: Rollout) -> dict[str, float]:
         """Store the rollout and learn: critic, then actor, on every batch."""
-        self.replay.add(rollout, self.base.reward_scale)
+        self.replay.add(rollout, self.base_settings.reward_scale)
         for _ in range(self.steps_per_iteration):
-            batch = self.replay.sample(self.base.batch_size, self.generator)
+            batch = self.replay.sample(self.base_settings.batch_size, self.generator)
             self.critic_step(batch)
             loss = self.actor_loss(batch)
             self.actor_optimizer.zero_grad()
