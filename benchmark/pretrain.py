@@ -31,7 +31,16 @@ from benchmark.data.access import load_data, read_task_data
 from benchmark.data.episodes import Dataset, Episodes
 from benchmark.data.registry import cache_dir
 from benchmark.evaluation import Played, evaluate
-from benchmark.policies import FORMAT, Normalizer, Pretrained, installed_path, load_pretrained, policy_path, unpack
+from benchmark.policies import (
+    FORMAT,
+    RANGES,
+    Normalizer,
+    Pretrained,
+    installed_path,
+    load_pretrained,
+    policy_path,
+    unpack,
+)
 from benchmark.policies.demonstrations import save_demonstrations
 from benchmark.provenance import version
 from benchmark.seeding import BASE_SEED, Streams
@@ -133,9 +142,7 @@ def pretrain(
         "task": task.name,
         "denoising_steps": policy.denoising_steps,
         "ema": {name: value.clone() for name, value in average.state_dict().items()},
-        "normalization": {
-            field.name: torch.from_numpy(getattr(normalizer, field.name)) for field in dataclasses.fields(normalizer)
-        },
+        "normalization": {name: torch.from_numpy(getattr(normalizer, name)) for name in RANGES},
         "data_digest": data_digest,
     }
 

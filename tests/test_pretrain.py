@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import itertools
+import math
 import os
 import pickle
 from collections.abc import Callable, Iterator
@@ -64,6 +65,16 @@ def test_normalizer_inverts_itself_and_spans_the_data() -> None:
     np.testing.assert_array_equal(normalizer.denormalize_actions(np.full((1, 1, 5), -7.0))[0, 0], low)
     np.testing.assert_allclose(normalizer.normalize_observations(np.stack([low, high])), [[-1] * 5, [1] * 5], atol=1e-6)
     assert normalizer.normalize_observations(high[None].astype(np.float64) + 10).min() > 1  # not clipped
+    clipping = dataclasses.replace(normalizer, observation_clip=1.5)
+    assert clipping.normalize_observations(np.stack([low - 10, high + 10])).tolist() == [[-1.5] * 5, [1.5] * 5]
+    inside = rng.uniform(low, high, size=(7, 5))
+    np.testing.assert_array_equal(clipping.normalize_observations(inside), normalizer.normalize_observations(inside))
+
+
+def test_the_kitchen_sees_knobs_that_its_data_never_touch_within_bounds() -> None:
+    local, published = (TASKS[name] for name in ("kitchen-local", "kitchen-complete-v0"))
+    assert load_pretrained(local).normalizer.observation_clip == local.observation_clip == 5
+    assert published.observation_clip == math.inf
 
 
 def test_a_constant_dimension_stays_finite() -> None:

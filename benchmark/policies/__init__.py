@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from otpr.networks import DenoisingMLP, TwoStageMLP
 
 FORMAT = 1
 FOLDER = Path(__file__).parent
+RANGES = ("observation_min", "observation_max", "action_min", "action_max")  # of a `Normalizer`, in policy files
 _RANGE_OFFSET = 1e-6  # DPPO's; keeps dimensions that never change from dividing by zero
 
 
@@ -37,16 +39,21 @@ class Normalizer:
     Attributes:
         observation_min, observation_max: (O,) float32, in the environment's units.
         action_min, action_max: (A,) float32, in the environment's units.
+        observation_clip: largest magnitude of a normalised observation; infinite in DPPO, which does not clip.
     """
 
     observation_min: NDArray[np.float32]
     observation_max: NDArray[np.float32]
     action_min: NDArray[np.float32]
     action_max: NDArray[np.float32]
+    observation_clip: float = math.inf
 
     def normalize_observations(self, observations: NDArray[Any]) -> NDArray[np.float32]:
-        """2 (x - min) / (max - min + 1e-6) - 1 of (..., O); computed in float64, not clipped, returned as float32."""
-        return _normalize(observations, self.observation_min, self.observation_max)
+        """2 (x - min) / (max - min + 1e-6) - 1 of (..., O), clipped: computed in float64, returned as float32."""
+        normalized = _normalize(observations, self.observation_min, self.observation_max)
+        if math.isinf(self.observation_clip):
+            return normalized
+        return normalized.clip(-self.observation_clip, self.observation_clip)
 
     def normalize_actions(self, actions: NDArray[Any]) -> NDArray[np.float32]:
         """The same for actions (..., A)."""
@@ -189,7 +196,7 @@ def _read_normalizer(task: Task, statistics: Any, label: str) -> Normalizer:
         raise ValueError(f"{label}: its normalisation must hold {', '.join(sizes)}")
     for name, size in sizes.items():
         _check_tensor(f"{label}: {name}", statistics[name], (size,))
-    return Normalizer(**{name: statistics[name].numpy() for name in sizes})
+    return Normalizer(**{name: statistics[name].numpy() for name in sizes}, observation_clip=task.observation_clip)
 
 
 def _check_tensor(label: str, value: Any, shape: tuple[int, ...]) -> None:
