@@ -27,14 +27,21 @@ def collect_provenance() -> dict[str, Any]:
     """Git commit and dirty-diff digest, package versions, CPU and GPU, command line, SLURM job; plain JSON values."""
     return {
         "git": git_state(Path(__file__).parent),
+        **environment(),
+        "command": shlex.split(os.environ.get(COMMAND, "")) or own_command(),
+        "slurm": {key: value for key, value in os.environ.items() if key.startswith("SLURM_JOB") and "PATH" not in key},
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Package versions, Python, system, processor and GPU: what may change the last bits of a result."""
+    return {
         "packages": {name: version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "command": shlex.split(os.environ.get(COMMAND, "")) or own_command(),
-        "slurm": {key: value for key, value in os.environ.items() if key.startswith("SLURM_JOB") and "PATH" not in key},
     }
 
 
@@ -46,6 +53,8 @@ def own_command() -> list[str]:
 def add_attempt(path: Path, attempt: dict[str, Any]) -> None:
     """Add an attempt, with the commit that it runs, to the provenance at `path`, collected where there is none.
 
+    Of versions and machine it names what is no longer as at the first attempt.
+
     Args:
         attempt: number, host, job and time of its start, which say where the results from then on come from.
 
@@ -54,7 +63,8 @@ def add_attempt(path: Path, attempt: dict[str, Any]) -> None:
         OSError: it cannot be written.
     """
     known = read_json(path) if path.exists() else collect_provenance()
-    attempts = [*known.get("attempts", []), attempt | {"git": git_state(Path(__file__).parent)}]
+    changed = {name: value for name, value in environment().items() if known.get(name) != value}
+    attempts = [*known.get("attempts", []), attempt | {"git": git_state(Path(__file__).parent)} | changed]
     write_json(path, known | {"attempts": attempts})
 
 

@@ -13,6 +13,7 @@ Exit status 0: everything asked for is done; 1: some run is not; 2: bad input, n
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
 from dataclasses import dataclass, field
@@ -250,4 +251,10 @@ def _interrupt(*_: Any) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _interrupt)
-    sys.exit(main(tyro.cli(Arguments, description=__doc__, prog="python -m benchmark.run")))
+    try:
+        status = main(tyro.cli(Arguments, description=__doc__, prog="python -m benchmark.run"))
+        sys.stdout.flush()
+    except BrokenPipeError:  # who read the output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    sys.exit(status)

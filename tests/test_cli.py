@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,6 +102,15 @@ def test_settings_that_differ_from_the_directory_are_refused(prepared, tmp_path:
     spec.write_text(json.dumps(changed))
     assert call(tmp_path / "out", methods=("frozen",)) == 2
     assert "digest" in capsys.readouterr().err
+
+
+def test_a_reader_that_leaves_early_sees_no_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmark.run", "--suite", "all", "--dry-run", "--out", str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
 
 
 def test_a_done_suite_is_not_run_again_and_status_says_so(tmp_path: Path, capsys) -> None:

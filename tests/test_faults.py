@@ -18,7 +18,7 @@ import pytest
 from conftest import toy_spec
 from test_runs import results
 
-from benchmark import store
+from benchmark import provenance, store
 from benchmark.finetune import EXPLODED_Q, Trainer
 from benchmark.launch import lease, local
 from benchmark.launch.execute import Stop, execute
@@ -194,6 +194,17 @@ def test_asked_to_stop_it_saves_and_goes_on_to_the_same_end(prepared) -> None:
     assert read_json(run.paths.status)["attempt"] == attempts + 1
     recorded = read_json(run.paths.provenance)["attempts"]
     assert [attempt["attempt"] for attempt in recorded] == list(range(1, attempts + 2))
+    assert not any("packages" in attempt for attempt in recorded)
+
+
+def test_an_attempt_names_the_versions_that_are_not_those_of_the_first(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "provenance.json"
+    provenance.add_attempt(path, {"attempt": 1})
+    monkeypatch.setattr(provenance, "version", lambda package: "0.1")
+    provenance.add_attempt(path, {"attempt": 2})
+    first, second = read_json(path)["attempts"]
+    assert first.keys() == {"attempt", "git"} and second.keys() == {"attempt", "git", "packages"}
+    assert set(second["packages"].values()) == {"0.1"}
 
 
 def test_an_ended_run_is_left_alone(prepared) -> None:
