@@ -256,8 +256,8 @@ TASKS: dict[str, Task] = {
         _local("walker2d", _WALKER2D, _GYM_NETWORK, _WALK_LOCAL, _GYM_SHORT, _GYM_LOOP, 2850.0),
         _local("halfcheetah", _HALFCHEETAH, _GYM_NETWORK, _WALK_LOCAL, _GYM_SHORT,
                _GYM_LOOP, 4200.0),
-        # Its demonstrator touches no knob, so that these move by 1e-4 of noise in the data: one that is touched by
-        # accident would be seen at 1,000 and more (one such state took DPPO's value loss from 1 to 8,000).
+        # Its demonstrator never touches some objects, so that their positions move by 1e-4 of noise in the data; where
+        # an exploring policy hits one it would be seen at thousands (a test in tests/test_local_tasks.py shows it).
         replace(_local("kitchen", _KITCHEN, _KITCHEN_NETWORK, replace(_GYM_LOCAL, gradient_steps=20_000),
                        replace(_GYM_SHORT, n_steps=35, eval_episodes=20)), observation_clip=5.0),
         _local("lift", replace(_LIFT, max_episode_steps=100), _LIFT_NETWORK,

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from benchmark.envs import ROBOSUITE
 from benchmark.launch.execute import execute
 from benchmark.plan import PlannedRun, prepare
+from benchmark.policies import load_pretrained
+from benchmark.seeding import BASE_SEED, Streams
 from benchmark.spec import make_spec
 from benchmark.store import read_json, run_paths
 from benchmark.tasks import TASKS
+from otpr.diffusion import SamplerSettings
 
 LOCAL = [name for name, task in TASKS.items() if name.endswith("-local") and "embedded" in task.loops]
 METHODS = ("frozen", "otpr", "dppo", "idql", "dql", "dql-dppo")
@@ -74,3 +81,24 @@ def test_a_run_with_a_million_transitions_stays_within_its_memory(tmp_path: Path
     count, peak = (int(word) for word in done.stdout.split())
     assert count == 1_000_000
     assert peak < PEAK, f"{peak / 1024**3:.2f} GiB"
+
+
+@pytest.mark.slow
+def test_an_exploring_policy_sees_what_the_kitchens_data_never_touch_at_thousands_unless_clipped() -> None:
+    task, everyone = TASKS["kitchen-local"], np.arange(40)
+    pretrained, generator = load_pretrained(task, SamplerSettings(kind="ddim")), torch.Generator().manual_seed(1000)
+    clipped, unclipped = pretrained.normalizer, replace(pretrained.normalizer, observation_clip=math.inf)
+    resets = Streams(BASE_SEED, task.name, 1000).episodes("start-resets", everyone, np.zeros_like(everyone))
+    env = task.make_env(len(everyone), 1, pretrained.arguments)
+    try:
+        observations, seen = env.reset(everyone, resets), []
+        for _ in range(task.max_episode_steps // task.action_horizon - 1):
+            seen.append(observations)
+            normalized = torch.from_numpy(unclipped.normalize_observations(observations))
+            with torch.no_grad():
+                chunks = pretrained.policy.sample(normalized, True, generator).numpy()
+            observations = env.step(everyone, unclipped.denormalize_actions(chunks)).observations
+    finally:
+        env.close()
+    assert np.abs(unclipped.normalize_observations(np.stack(seen))).max() > 1000
+    assert np.abs(clipped.normalize_observations(np.stack(seen))).max() == task.observation_clip

@@ -16,7 +16,8 @@ from benchmark.policies import Normalizer
 from benchmark.seeding import BASE_SEED, Streams
 from benchmark.speed.learning import TASK, make_method
 from benchmark.speed.plain import PlainCollector
-from benchmark.speed.plain_methods import PLAIN, PlainPolicy, plain_layers
+from benchmark.speed.plain_methods import PLAIN
+from benchmark.speed.plain_networks import PlainPolicy, plain_layers
 from otpr.diffusion import SamplerSettings
 from otpr.method import ActionChunk, Rollout
 
