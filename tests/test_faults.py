@@ -214,7 +214,15 @@ def test_an_ended_run_is_left_alone(prepared) -> None:
     assert read_json(run.paths.status) == {"state": "diverged", "error": "of old"}
 
 
-def test_ctrl_c_stops_the_pool_and_the_next_call_goes_on(prepared) -> None:
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """What a shell script starts in the background ignores Ctrl-C, and these tests would with it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_stops_the_pool_and_the_next_call_goes_on(prepared, interruptible) -> None:
     run, whole = prepared("idql", loop={"iterations": 500}), prepared("idql", "whole", loop={"iterations": 500})
     execute(whole.paths.root)
 
