@@ -8,6 +8,8 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 READY_ALL := $(VENV)/.ready-all
 COMMA := ,
+WORKERS ?= 2
+PYTEST := $(RUN) -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 .PHONY: quick test test-all lint clean
 
@@ -16,10 +18,12 @@ quick: $(READY)
 	$(RUN) -m benchmark.run --suite quick --out runs/quick
 
 test: lint
-	$(RUN) -m pytest -m "not slow and not slurm and not robosuite"
+	$(PYTEST) -m "not slow and not slurm and not robosuite"
 
+# SLURM has one set of nodes, whose jobs would wait for those of other tests
 test-all: $(READY_ALL) lint
-	$(RUN) -m pytest
+	$(PYTEST) -m "not slurm"
+	$(RUN) -m pytest -m slurm
 
 lint: $(READY)
 	$(RUN) -m ruff check .

@@ -223,7 +223,7 @@ def interruptible() -> Iterator[None]:
 
 
 def test_ctrl_c_stops_the_pool_and_the_next_call_goes_on(prepared, interruptible) -> None:
-    run, whole = prepared("idql", loop={"iterations": 500}), prepared("idql", "whole", loop={"iterations": 500})
+    run, whole = prepared("idql", loop={"iterations": 150}), prepared("idql", "whole", loop={"iterations": 150})
     execute(whole.paths.root)
 
     def press() -> None:
