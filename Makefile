@@ -9,7 +9,6 @@ READY := $(VENV)/.ready
 READY_ALL := $(VENV)/.ready-all
 COMMA := ,
 WORKERS ?= 2
-PYTEST := $(RUN) -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 .PHONY: quick test test-all lint clean
 
@@ -18,12 +17,11 @@ quick: $(READY)
 	$(RUN) -m benchmark.run --suite quick --out runs/quick
 
 test: lint
-	$(PYTEST) -m "not slow and not slurm and not robosuite"
+	$(RUN) -m pytest --numprocesses $(WORKERS) --dist loadfile -m "not slow and not slurm and not robosuite"
 
-# SLURM has one set of nodes, whose jobs would wait for those of other tests
-test-all: $(READY_ALL) lint
-	$(PYTEST) -m "not slurm"
-	$(RUN) -m pytest -m slurm
+test-all: $(READY_ALL)
+	$(MAKE) test
+	$(RUN) -m pytest -m "slow or slurm or robosuite"
 
 lint: $(READY)
 	$(RUN) -m ruff check .
