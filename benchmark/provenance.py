@@ -86,7 +86,7 @@ def cpu_model() -> str:
 
 
 def git_state(folder: Path) -> dict[str, str | None]:
-    """Commit and, where files differ from it, the SHA-256 of the difference; None outside a checkout."""
+    """Commit and, where files but results/ differ from it, the SHA-256 of the difference; None outside a checkout."""
 
     def git(*arguments: str) -> bytes | None:
         try:
@@ -95,7 +95,7 @@ def git_state(folder: Path) -> dict[str, str | None]:
             return None
         return result.stdout
 
-    commit, difference = git("rev-parse", "HEAD"), git("diff", "HEAD")
+    commit, difference = git("rev-parse", "HEAD"), git("diff", "HEAD", "--", ":(top)", ":(top,exclude)results")
     return {
         "commit": commit.decode().strip() if commit else None,
         "dirty": hashlib.sha256(difference).hexdigest() if difference else None,

@@ -1,0 +1,32 @@
+"""What a run's provenance says of the checkout that made it."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from benchmark.provenance import git_state
+
+
+def test_only_code_that_differs_from_the_commit_is_a_change(tmp_path: Path) -> None:
+    code, report = tmp_path / "benchmark" / "run.py", tmp_path / "results" / "quick" / "report" / "summary.md"
+    for file in (code, report):
+        file.parent.mkdir(parents=True)
+        file.write_text("committed")
+    identity = ("-c", "user.name=tests", "-c", "user.email=tests@localhost")
+    for words in (("init", "-q"), ("add", "."), (*identity, "commit", "-qm", "all")):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    clean = git_state(code.parent)
+    assert len(clean["commit"] or "") == 40 and clean["dirty"] is None
+
+    report.write_text("written again when a task was done")
+    assert git_state(code.parent) == clean
+    code.write_text("edited")
+    dirty = git_state(code.parent)
+    assert dirty["commit"] == clean["commit"] and len(dirty["dirty"] or "") == 64
+    code.write_text("edited otherwise")
+    assert git_state(code.parent)["dirty"] != dirty["dirty"]
+
+
+def test_outside_a_checkout_nothing_is_known(tmp_path: Path) -> None:
+    assert git_state(tmp_path) == {"commit": None, "dirty": None}
