@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from otpr.checks import check_choice, check_range
+from otpr.checks import check_choice, check_range, check_widths
 from otpr.critic import adamw
 from otpr.diffusion import DiffusionPolicy
 from otpr.method import ActionChunk, Rollout, Rule, TaskShape
@@ -304,6 +304,7 @@ class Settings:
         check_range(self, ("batch_size", "update_epochs", "ft_denoising_steps"), 1, float("inf"))
         check_range(self, ("discount", "denoising_discount", "gae_lambda"), 0, 1)
         check_range(self, ("clip_rate", "vf_coef", "critic_warmup_iterations"), 0, float("inf"))
+        check_widths(self, "critic_hidden_dims")
         check_choice(self, "time_limit", ("bootstrap", "terminal", "ignore"))
 
 

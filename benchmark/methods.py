@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.metadata
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -14,6 +15,10 @@ from benchmark.tasks import Task
 from otpr.diffusion import DiffusionPolicy
 from otpr.method import Demonstrations, Method, TaskShape
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+SettingsT = TypeVar("SettingsT", bound="DataclassInstance")
 ENTRY_POINTS = "otpr_bench.methods"  # installed packages add methods under this name, each an `Arm`
 
 
@@ -122,27 +127,39 @@ def build_settings(name: str, settings: type, values: dict[str, Any], overrides:
     Raises:
         ValueError: an unknown field, or a value whose type differs from the default's.
     """
-    defaults = vars(settings())
-    for field_name, value in overrides.items():
-        if field_name not in defaults:
-            raise ValueError(f"method {name!r} has no setting {field_name!r}; valid: {', '.join(defaults) or 'none'}")
-        values = values | {field_name: conform(f"{name}.{field_name}", value, defaults[field_name])}
+    return adjust(f"method {name!r}", settings(**values), overrides)
+
+
+def adjust(owner: str, settings: SettingsT, overrides: dict[str, Any]) -> SettingsT:
+    """The settings dataclass with other values, checking names and types.
+
+    Args:
+        owner: whose settings they are, for the messages.
+
+    Raises:
+        ValueError: an unknown field, or a value of another type than the present one or out of its range.
+    """
+    held = vars(settings)
+    for field_name in overrides:
+        if field_name not in held:
+            raise ValueError(f"{owner} has no setting {field_name!r}; valid: {', '.join(held) or 'none'}")
     try:
-        return settings(**values)
+        changes = {field_name: conform(field_name, value, held[field_name]) for field_name, value in overrides.items()}
+        return dataclasses.replace(settings, **changes)
     except ValueError as error:
-        raise ValueError(f"method {name!r}: {error}") from error
+        raise ValueError(f"{owner}: {error}") from error
 
 
 def conform(label: str, value: Any, default: Any) -> Any:
-    """`value` as the type of `default`: an int may stand for a float, a list for a tuple.
+    """`value` as the type of `default`: an int may stand for a float, a list for a tuple of the same kind of items.
 
     Raises:
         ValueError: another type.
     """
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(default, tuple) and isinstance(value, list):
-        return tuple(value)
+    if isinstance(default, tuple) and isinstance(value, (list, tuple)):
+        return tuple(conform(f"an item of {label}", item, default[0]) if default else item for item in value)
     if type(value) is not type(default):
         raise ValueError(f"{label} must be of type {type(default).__name__}, got {value!r}")
     return value

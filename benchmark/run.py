@@ -51,7 +51,7 @@ class Arguments:
     """Command line of `benchmark.run`."""
 
     suite: str | None = None
-    """Name of the suite: smoke, quick, hopper-check, ..."""
+    """Name of the suite: smoke, quick, hopper-check, ..., or a .toml file of your own."""
     methods: tuple[str, ...] = ()
     """Only these methods or arms (default: the suite's)."""
     tasks: tuple[str, ...] = ()

@@ -10,14 +10,15 @@ from typing import Any
 
 import torch
 
-from benchmark.methods import build_settings, get_arm, resolve_settings, uses_demonstrations
+from benchmark.methods import adjust, build_settings, get_arm, resolve_settings, uses_demonstrations
 from benchmark.policies import load_pretrained, policy_path
 from benchmark.policies.demonstrations import demonstrations_path, load_demonstrations
 from benchmark.seeding import BASE_SEED
 from benchmark.tasks import LoopSettings, get_task
+from otpr.checks import check_choice, check_range
 from otpr.diffusion import DiffusionPolicy, SamplerSettings
 from otpr.method import TaskShape
-from otpr.precision import precision_context
+from otpr.precision import PRECISIONS
 
 FORMAT = 1  # of spec.json
 
@@ -42,12 +43,13 @@ class RunSpec:
     precision: str = "float32"  # of matrix products, or "bfloat16"
 
     def __post_init__(self) -> None:
-        """Check the precision.
+        """Check what no part checks by itself.
 
         Raises:
-            ValueError: an unknown one.
+            ValueError: no thread, or an unknown precision.
         """
-        precision_context(self.precision, "cpu")
+        check_range(self, ("threads",), 1, float("inf"))
+        check_choice(self, "precision", PRECISIONS)
 
     def method_settings(self) -> Any:
         """The method's settings dataclass.
@@ -121,8 +123,8 @@ def make_spec(
     """
     task = get_task(task_name)
     resolved = resolve_settings(method, task, protocol, overrides)
-    loop = dataclasses.replace(task.loop(protocol), **loop_values)
-    sampler = SamplerSettings(**sampler_values)
+    loop = adjust("the loop", task.loop(protocol), loop_values)
+    sampler = adjust("the sampler", SamplerSettings(), sampler_values)
     held = policy_path(task).exists() or not plan_only
     pretrained = load_pretrained(task, sampler) if held else None
     policy = pretrained.policy if pretrained else DiffusionPolicy(task.build_network(torch.Generator()), sampler)

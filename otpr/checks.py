@@ -17,3 +17,10 @@ def check_choice(settings: object, name: str, valid: tuple[str, ...]) -> None:
     value = getattr(settings, name)
     if value not in valid:
         raise ValueError(f"unknown {name} {value!r}; valid: {', '.join(valid)}")
+
+
+def check_widths(settings: object, name: str) -> None:
+    """Raise ValueError unless the named field is a tuple of at least one positive width."""
+    widths = getattr(settings, name)
+    if not widths or min(widths) < 1:
+        raise ValueError(f"{name} must be positive widths, got {widths}")

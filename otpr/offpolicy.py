@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from otpr.checks import check_choice, check_range
+from otpr.checks import check_choice, check_range, check_widths
 from otpr.critic import Metrics, adamw, descend
 from otpr.diffusion import DiffusionPolicy
 from otpr.method import ActionChunk, Rollout, Rule, TaskShape
@@ -45,8 +45,7 @@ class OffPolicySettings:
         check_range(self, (*positive, "reward_scale"), 0, float("inf"), open_ends=True)
         check_range(self, ("discount",), 0, 1)
         check_range(self, ("critic_warmup_iterations",), 0, float("inf"))
-        if not self.critic_hidden_dims or min(self.critic_hidden_dims) < 1:
-            raise ValueError(f"critic_hidden_dims must be positive widths, got {self.critic_hidden_dims}")
+        check_widths(self, "critic_hidden_dims")
         check_choice(self, "time_limit", TIME_LIMITS)
 
 

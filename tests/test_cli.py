@@ -55,6 +55,8 @@ def test_bad_arguments_are_one_line_and_exit_2(fields: dict, words: list[str], t
         ("dppo.discount=2", ["discount", "[0, 1]", "2"]),
         ("dppo.discount=fast", ["discount", "fast"]),
         ("dppo.ft_denoising_steps=30", ["ft_denoising_steps", "30"]),
+        ("dppo.critic_hidden_dims=[0]", ["critic_hidden_dims", "0"]),
+        ('idql.critic_hidden_dims=["a"]', ["critic_hidden_dims", "int", "'a'"]),
         ("otpr.epsilon=0", ["epsilon", "0"]),
         ("otpr.keypoints=0", ["guide_weight", "needs keypoints"]),
         ("otpr.keypoints=100000", ["keypoints", "100000"]),
@@ -191,14 +193,53 @@ def test_a_suite_may_have_more_seeds_on_some_tasks_until_the_user_says_otherwise
     ]
 
 
-@pytest.mark.parametrize("key", ["task_seeds", "task_loop"])
-def test_a_suite_that_speaks_of_a_task_it_lacks_is_refused(key: str, tmp_path: Path, monkeypatch) -> None:
-    value = '"0-4"' if key == "task_seeds" else "{ iterations = 2 }"
-    text = f'description = ""\ntasks = ["toy"]\nmethods = ["frozen"]\n[{key}]\nhoper-local = {value}\n'
+MINE = 'protocol = "embedded"\ntasks = ["toy"]\nmethods = ["frozen", "idql"]\n'
+
+
+def test_a_suite_of_ones_own(tmp_path: Path, capsys) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(MINE + 'seeds = "2"\n[loop]\niterations = 2\n[settings.idql]\ncandidates = 3\n')
+    assert call(tmp_path / "out", suite=str(file), dry_run=True) == 0
+    assert "seeds 0, 1; 2 iterations" in capsys.readouterr().out
+    specs = make_specs([load_suite(str(file))], {}, "cpu")
+    assert {(spec.method, spec.settings.get("candidates")) for spec in specs} == {("frozen", None), ("idql", 3)}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("tasks = [", ["mine.toml", "Invalid"]),
+        ('tasks = ["toy"]', ["nothing to run"]),
+        (MINE + "seed = 3", ["'seed'", "valid", "seeds"]),
+        (MINE + "seeds = 3", ["seeds", "str", "3"]),
+        (MINE + "threads = 0", ["threads", "0"]),
+        (MINE + 'precision = "half"', ["'half'", "bfloat16"]),
+        (MINE.replace('"toy"', "3"), ["name", "str", "3"]),
+        (MINE.replace("embedded", "short"), ["'short'", "embedded"]),
+        (MINE + "[loop]\nlength = 3", ["loop", "'length'", "iterations"]),
+        (MINE + "[loop]\niterations = 2.5", ["iterations", "int", "2.5"]),
+        (MINE + "[loop]\neval_episodes = 0", ["eval_episodes", "0"]),
+        (MINE + '[sampler]\nkind = "heun"', ["sampler", "heun", "ddim"]),
+        (MINE + "[settings]\nidql = 3", ["settings.idql", "dict", "3"]),
+        (MINE + "[settings.iddql]", ["iddql", "idql"]),
+        (MINE + "[settings.idql]\ncritic_hidden_dims = [64.5]", ["critic_hidden_dims", "int", "64.5"]),
+        (MINE + '[task_seeds]\nhoper-local = "0-4"', ["'hoper-local'", "not one of its tasks: toy"]),
+        (MINE + "[task_loop]\nhoper-local = { iterations = 2 }", ["'hoper-local'", "not one of its tasks: toy"]),
+        (MINE + "[task_loop]\ntoy = 3", ["task_loop.toy", "dict", "3"]),
+    ],
+)
+def test_a_bad_suite_of_ones_own_is_one_line(text: str, words: list[str], tmp_path: Path, capsys) -> None:
     (tmp_path / "mine.toml").write_text(text)
-    monkeypatch.setattr("benchmark.suites.FOLDER", tmp_path)
-    with pytest.raises(ValueError, match="'mine' says something for 'hoper-local', not one of its tasks: toy"):
-        load_suite("mine")
+    assert call(tmp_path / "out", suite=str(tmp_path / "mine.toml")) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert all(word in error for word in words), error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_suite_file_that_is_not_there_is_named(tmp_path: Path, capsys) -> None:
+    assert call(tmp_path / "out", suite=str(tmp_path / "none.toml")) == 2
+    assert "none.toml: No such file" in capsys.readouterr().err
 
 
 def test_the_arms_that_are_promised_are_there() -> None:

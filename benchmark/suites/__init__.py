@@ -1,4 +1,4 @@
-"""Suites: named sets of runs, one TOML file each beside this module."""
+"""Suites: named sets of runs, one TOML file each beside this module or anywhere else."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+from benchmark.methods import adjust, conform, get_arm
+
 FOLDER = Path(__file__).parent
 
 
@@ -20,9 +22,9 @@ class Suite:
     """What a suite runs: every method on every task with every seed under one protocol, or an experiment instead."""
 
     name: str
-    description: str
-    tasks: tuple[str, ...]
-    methods: tuple[str, ...]
+    description: str = ""
+    tasks: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
     protocol: str = "published"  # which settings tables: "published" or "embedded"
     seeds: str = "0-0"  # "N" for 0..N-1, or "A-B"
     task_seeds: dict[str, str] = field(default_factory=dict)  # per task, instead of `seeds`
@@ -42,23 +44,40 @@ def suite_names() -> list[str]:
 
 
 def load_suite(name: str) -> Suite:
-    """The suite called `name`.
+    """The suite called `name`, or the one in the file `name` where that ends in ``.toml``.
 
     Raises:
-        ValueError: unknown name, or something said for a task that it does not have.
+        ValueError: unknown name, a file that cannot be read or is not TOML, an unknown key, a value of another type, a
+            suite of nothing, or something said for a task that it does not have.
     """
-    if name not in suite_names():
-        raise ValueError(f"unknown suite {name!r}; valid: {', '.join(suite_names())}")
-    values: dict[str, Any] = tomllib.loads((FOLDER / f"{name}.toml").read_text())
-    for key in ("tasks", "methods", "parts"):
-        values[key] = tuple(values.get(key, ()))
-    suite = Suite(name=name, **values)
-    for task in (*suite.task_seeds, *suite.task_loop):
-        if task not in suite.tasks:
-            raise ValueError(
-                f"suite {name!r} says something for {task!r}, not one of its tasks: {', '.join(suite.tasks)}"
-            )
+    if not name.endswith(".toml") and name not in suite_names():
+        raise ValueError(f"unknown suite {name!r}; valid: {', '.join(suite_names())}, or a file that ends in .toml")
+    path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
+    try:
+        values: dict[str, Any] = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ValueError(f"suite {name}: {error.strerror}") from error
+    except ValueError as error:  # not UTF-8, or not TOML
+        raise ValueError(f"suite {name}: {error}") from error
+    suite = adjust(f"suite {name!r}", Suite(path.stem), values)
+    _check(suite, f"suite {name!r}")
     return suite
+
+
+def _check(suite: Suite, owner: str) -> None:
+    """Raise ValueError for a suite of nothing, or one that says something of another type or for what it lacks."""
+    if not suite.experiment and not suite.parts and not (suite.tasks and suite.methods):
+        raise ValueError(f"{owner} has nothing to run: it needs tasks and methods, or parts")
+    for item in (*suite.tasks, *suite.methods, *suite.parts):
+        conform(f"{owner}: a name", item, "")
+    for key, example in (("task_seeds", suite.seeds), ("task_loop", suite.loop)):
+        for task, value in getattr(suite, key).items():
+            if task not in suite.tasks:
+                raise ValueError(f"{owner} says something for {task!r}, not one of its tasks: {', '.join(suite.tasks)}")
+            conform(f"{owner}: {key}.{task}", value, example)
+    for method, value in suite.settings.items():
+        get_arm(method)
+        conform(f"{owner}: settings.{method}", value, suite.loop)
 
 
 def parse_seeds(text: str) -> list[int]:
