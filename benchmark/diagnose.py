@@ -26,8 +26,8 @@ from torch import Tensor
 from benchmark.finetune import Trainer
 from benchmark.launch.execute import numeric_settings
 from benchmark.methods import resolve_settings
-from benchmark.spec import RunSpec
-from benchmark.store import RunPaths, read_json, write_rows
+from benchmark.spec import load_spec
+from benchmark.store import RunPaths, write_rows
 from otpr.agent import OTPR
 from otpr.critic import ImplicitQCritic
 from otpr.duality import marginal_errors
@@ -49,7 +49,7 @@ def load_checkpoint_into(trainer: Trainer, paths: RunPaths, action_bound: float,
     Raises:
         ValueError: there is no checkpoint, its method has no implicit Q-learning critic, or a setting out of range.
     """
-    if not paths.checkpoint.exists():
+    if not paths.has_checkpoint:
         raise ValueError(f"{paths.root} has no checkpoint.pt; run it first")
     trainer.restore(paths)
     source = trainer.method
@@ -155,7 +155,7 @@ def diagnose(arguments: Arguments) -> list[dict[str, Any]]:
     if unknown:
         raise ValueError(f"unknown solver {unknown[0]!r}; valid: {', '.join(SOLVERS)}")
     paths = RunPaths(arguments.run)
-    spec = RunSpec.from_dict(read_json(paths.spec))
+    spec = load_spec(paths.spec)
     rows: list[dict[str, Any]] = []
     with numeric_settings(spec):
         trainer = Trainer(spec)

@@ -4,7 +4,7 @@
     python -m benchmark.evaluate --task hopper-local --episodes 50 --video hopper.mp4
 
 With the run's own number of episodes and seed, the figures are those of the evaluation at its checkpoint.
-Exit status 0: done; 2: bad input.
+Exit status 0: done; 2: bad input, or an action that is not finite.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from benchmark.launch.execute import numeric_settings
 from benchmark.plan import resolve_device
 from benchmark.policies import load_pretrained
 from benchmark.seeding import Streams
-from benchmark.spec import RunSpec
-from benchmark.store import RunPaths, read_json
+from benchmark.spec import RunSpec, load_spec
+from benchmark.store import RunPaths
 from benchmark.tasks import get_task
 from otpr.diffusion import SamplerSettings
 from otpr.method import ActionChunk, Rule
@@ -92,8 +92,8 @@ def check(arguments: Arguments) -> RunSpec:
         spec = pretrained_spec(arguments.task or "", arguments.threads)
     else:
         paths = RunPaths(arguments.run)
-        spec = RunSpec.from_dict(read_json(paths.spec))
-        if not paths.checkpoint.exists():
+        spec = load_spec(paths.spec)
+        if not paths.has_checkpoint:
             raise ValueError(f"{paths.root} has no checkpoint.pt; run it first")
         resolve_device(spec.device)
     return replace(spec, loop=replace(spec.loop, eval_episodes=arguments.episodes or spec.loop.eval_episodes))

@@ -258,13 +258,16 @@ class Trainer:
             write_rows(paths.evaluations, self.rule_rows, RULE_COLUMNS, guard)
         write_rows(paths.metrics, self.metrics, ("iteration", "env_steps"), guard)
 
-    def restore(self, paths: RunPaths) -> None:
+    def restore(self, paths: RunPaths, own: bool = False) -> None:
         """Continue from the checkpoint, if there is one.
+
+        Args:
+            own: the run's lease is held, see `load_latest_checkpoint`.
 
         Raises:
             ValueError: it is unreadable, or belongs to another spec.
         """
-        state = load_latest_checkpoint(paths)
+        state = load_latest_checkpoint(paths, own)
         if state is None:
             return
         # A run begun before a setting was added goes by the digest that its file had then.

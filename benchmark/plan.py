@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from benchmark.launch.lease import Lease, RunBusy, last_status
-from benchmark.methods import ARMS, get_arm, uses_demonstrations
-from benchmark.spec import RunSpec, make_spec
-from benchmark.store import ENDED, RunPaths, read_json, read_status, run_paths, write_json
+from benchmark.methods import get_arm, uses_demonstrations
+from benchmark.spec import RunSpec, load_spec, make_spec
+from benchmark.store import ENDED, RunPaths, read_status, run_paths, write_json
 from benchmark.suites import Suite, load_suite, parse_seeds
 from benchmark.tasks import get_task
 
@@ -175,9 +175,11 @@ def plan_runs(specs: Sequence[RunSpec], out: Path) -> list[PlannedRun]:
     for spec in specs:
         paths, state = run_paths(out, spec.task, spec.method, spec.seed), "missing"
         if paths.spec.exists():
-            held = RunSpec.from_dict(read_json(paths.spec))
+            held = load_spec(paths.spec)
             if held.digest != spec.digest:
-                raise ValueError(f"{paths.root} holds a run with other settings: {difference(held, spec)}")
+                raise ValueError(
+                    f"{paths.root} holds a run with other settings: {difference(held, spec)}; choose another --out"
+                )
             state = read_status(paths).get("state", "queued")
         planned.append(PlannedRun(spec, paths, state))
     return planned
@@ -193,7 +195,7 @@ def difference(held: RunSpec, asked: RunSpec) -> str:
     ours, theirs = flatten(asked.as_dict()), flatten(held.as_dict())
     for key in sorted(ours | theirs):
         if key != "digest" and ours.get(key) != theirs.get(key):
-            return f"{key} is {theirs.get(key)!r} there and {ours.get(key)!r} here; choose another --out"
+            return f"{key} is {theirs.get(key)!r} there and {ours.get(key)!r} here"
     return "digests differ"
 
 
@@ -238,8 +240,3 @@ def prepare(run: PlannedRun) -> None:
             )
     except RunBusy:
         return
-
-
-def method_names() -> str:
-    """All methods and arms, for help texts."""
-    return ", ".join(ARMS)

@@ -39,9 +39,9 @@ from benchmark.plan import (
 )
 from benchmark.pretrain import ensure_policy
 from benchmark.report import write_report
-from benchmark.spec import RunSpec
+from benchmark.spec import load_spec
 from benchmark.status import ProgressPrinter
-from benchmark.store import ENDED, read_json, read_status
+from benchmark.store import ENDED, read_status
 from benchmark.suites import Suite, load_suite
 from benchmark.tasks import get_task
 
@@ -219,7 +219,7 @@ def plan(arguments: Arguments, launcher: str) -> tuple[list[PlannedRun], Path]:
         for name in ("methods", "tasks", "seeds", "set", "device", "precision"):
             if getattr(arguments, name) != getattr(Arguments, name):
                 raise ValueError(f"--from-spec repeats a run as it is, and takes no --{name}")
-        return plan_runs([RunSpec.from_dict(read_json(arguments.from_spec))], arguments.out), arguments.out
+        return plan_runs([load_spec(arguments.from_spec)], arguments.out), arguments.out
     gpus = arguments.slurm.gpus if arguments.slurm.gpus is not None else int(arguments.device == "cuda")
     device = resolve_device(arguments.device, gpus if launcher == "slurm" else None)
     overrides = parse_overrides(arguments.set)

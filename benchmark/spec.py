@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from benchmark.methods import adjust, build_settings, get_arm, resolve_settings,
 from benchmark.policies import load_pretrained, policy_path
 from benchmark.policies.demonstrations import demonstrations_path, load_demonstrations
 from benchmark.seeding import BASE_SEED
+from benchmark.store import read_json
 from benchmark.tasks import LoopSettings, get_task
 from otpr.checks import check_choice, check_range
 from otpr.diffusion import DiffusionPolicy, SamplerSettings
@@ -87,6 +89,19 @@ class RunSpec:
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a run's specification ({error})") from error
         return dataclasses.replace(spec, settings=dataclasses.asdict(spec.method_settings()))
+
+
+def load_spec(path: Path) -> RunSpec:
+    """Read a ``spec.json``.
+
+    Raises:
+        ValueError: it is missing or not a run's specification; the file is named.
+    """
+    value = read_json(path)
+    try:
+        return RunSpec.from_dict(value)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _canonical(content: dict[str, Any]) -> str:

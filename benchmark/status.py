@@ -24,7 +24,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from benchmark.launch.lease import STALE_SECONDS
-from benchmark.store import STATES, RunPaths, read_json
+from benchmark.store import SEED_DIRECTORY, STATES, RunPaths, read_json
 
 STYLES = {
     "done": "green", "running": "cyan", "failed": "red", "diverged": "magenta", "timed-out": "red",
@@ -37,20 +37,21 @@ SAY_SECONDS = 60.0  # between lines of progress where there is no terminal
 
 def find_runs(out: Path) -> list[RunPaths]:
     """All runs below a directory, sorted."""
-    return [RunPaths(path.parent) for path in sorted(out.glob("*/*/seed-*/spec.json"))]
+    found = sorted(path.parent for path in out.glob("*/*/seed-*/spec.json"))
+    return [RunPaths(folder) for folder in found if SEED_DIRECTORY.fullmatch(folder.name)]
 
 
-def read_status(paths: RunPaths) -> dict[str, Any]:
+def status_row(paths: RunPaths) -> dict[str, Any]:
     """Task, method, seed and the contents of `status.json`; a damaged file shows as state ``unknown``.
 
     A run that says it is running without a sign of life for `STALE_SECONDS` says so in its error.
     """
     task, method, seed = paths.root.parts[-3:]
-    place = {"task": task, "method": method, "seed": int(seed.removeprefix("seed-"))}
+    place = {"task": task, "method": method, "seed": int(seed.removeprefix("seed-")), "state": "unknown"}
     try:
         row = place | read_json(paths.status)
     except ValueError as error:
-        return place | {"state": "unknown" if paths.status.exists() else "queued", "error": str(error)}
+        return place | {"error": str(error)} | ({} if paths.status.exists() else {"state": "queued"})
     if row["state"] == "running":
         silent = time.time() - max(row.get("heartbeat", 0.0), _heartbeat(paths.lock))
         if silent > STALE_SECONDS:
@@ -155,7 +156,7 @@ class ProgressPrinter:
         if now - self.shown < 1.0:
             return
         self.shown = now
-        rows = [read_status(paths) for paths in self.runs]
+        rows = [status_row(paths) for paths in self.runs]
         summary = self._summary(rows, now)
         if self.live:
             self.live.update(Group(overview(rows), summary), refresh=True)
@@ -203,12 +204,12 @@ def main(arguments: Arguments) -> int:
     if not runs:
         print(f"error: no runs in {arguments.out}", file=sys.stderr)
         return 2
-    rows = [read_status(paths) for paths in runs]
+    rows = [status_row(paths) for paths in runs]
     if arguments.watch:
         with Live(overview(rows), refresh_per_second=1) as live:
             while any(row["state"] in ("running", "queued") and not row.get("silent") for row in rows):
                 time.sleep(WATCH_SECONDS)
-                rows = [read_status(paths) for paths in runs]
+                rows = [status_row(paths) for paths in runs]
                 live.update(overview(rows))
     elif arguments.json:
         print(json.dumps(rows, indent=2))

@@ -8,6 +8,7 @@ import errno
 import io
 import json
 import os
+import re
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,7 +32,7 @@ CURVE_COLUMNS = (
 RULE_COLUMNS = ("iteration", "env_steps", "rule", "episodes", "return_mean", "return_std", "success_rate", "score")
 ENDED = ("done", "failed", "diverged", "timed-out")  # states that only being asked for again leaves
 STATES = ("queued", "running", "done", "failed", "diverged", "timed-out", "cancelled")
-
+SEED_DIRECTORY = re.compile(r"seed-(0|[1-9][0-9]{0,8})")
 
 Guard = Callable[[], None]
 
@@ -85,6 +86,11 @@ class RunPaths:
     def previous_checkpoint(self) -> Path:
         """The one before, for when the last is damaged; gone when the run is done."""
         return self.root / "checkpoint-previous.pt"
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is one to go on from."""
+        return self.checkpoint.exists() or self.previous_checkpoint.exists()
 
     @property
     def lock(self) -> Path:
@@ -245,8 +251,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: unreadable checkpoint ({type(error).__name__}); delete it to start over") from error
 
 
-def load_latest_checkpoint(paths: RunPaths) -> dict[str, Any] | None:
-    """The last checkpoint, or the one before where the last is damaged, which is then set aside; None without any.
+def load_latest_checkpoint(paths: RunPaths, own: bool = False) -> dict[str, Any] | None:
+    """The last checkpoint, or the one before where the last is damaged; None without any.
+
+    Args:
+        own: the caller holds the run's lease: a damaged one is deleted, lest the next save keep it as the one before.
 
     Raises:
         ValueError: there are checkpoints, and none is readable.
@@ -261,5 +270,6 @@ def load_latest_checkpoint(paths: RunPaths) -> dict[str, Any] | None:
     except ValueError as error:
         state = load_checkpoint(previous)
         print(f"{error}; going on from {previous.name}")
-    last.unlink(missing_ok=True)
+    if own:
+        last.unlink(missing_ok=True)
     return state

@@ -256,3 +256,12 @@ def test_status_shows_brackets_as_they_are_and_who_shows_no_sign_of_life(tmp_pat
     shown = capsys.readouterr().out
     assert "cannot open [/data/x]" in shown and "no sign of life for" in shown
     assert status.main(status.Arguments(out=tmp_path, watch=True)) == 1  # it does not wait for the dead
+
+
+def test_status_of_what_is_no_run_or_says_nothing(tmp_path: Path, capsys) -> None:
+    for name, values in (("seed-0", {"iteration": 3}), ("seed-0-backup", {"state": "done"}), ("seed-1", {})):
+        write_json(tmp_path / "toy" / "frozen" / name / "spec.json", {})
+        write_json(tmp_path / "toy" / "frozen" / name / "status.json", values)
+    assert status.main(status.Arguments(out=tmp_path, json=True)) == 1
+    shown = json.loads(capsys.readouterr().out)
+    assert [(row["seed"], row["state"]) for row in shown] == [(0, "unknown"), (1, "unknown")]

@@ -58,8 +58,10 @@ def test_a_checkpoint_cut_anywhere_is_noticed_and_the_one_before_is_used(prepare
     before = store.load_checkpoint(run.paths.previous_checkpoint)["iteration"]
     for percent in range(100):
         run.paths.checkpoint.write_bytes(whole[: len(whole) * percent // 100])
-        state = load_latest_checkpoint(run.paths)
-        assert state is not None and state["iteration"] == before
+        for own in (False, True):  # who only reads leaves it
+            assert run.paths.checkpoint.exists()
+            state = load_latest_checkpoint(run.paths, own)
+            assert state is not None and state["iteration"] == before
         assert not run.paths.checkpoint.exists()  # so that it never takes the place of the good one
     run.paths.checkpoint.write_bytes(whole)
     state = load_latest_checkpoint(run.paths)

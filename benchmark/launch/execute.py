@@ -19,8 +19,8 @@ from benchmark.evaluation import Diverged
 from benchmark.finetune import Trainer
 from benchmark.launch.lease import Lease, job_id, last_status
 from benchmark.provenance import add_attempt
-from benchmark.spec import RunSpec
-from benchmark.store import ENDED, RunPaths, overwrite_json, read_json, read_status, write_json
+from benchmark.spec import RunSpec, load_spec
+from benchmark.store import ENDED, RunPaths, overwrite_json, read_status, write_json
 from otpr.precision import precision_context
 
 CHECKPOINT_SECONDS = 120.0  # between checkpoints; a kill loses at most this and one iteration
@@ -103,10 +103,10 @@ class Status:
 
 def _fruitless(previous: dict[str, Any], time_limit: float | None) -> int:
     """How many attempts in a row spent most of the time limit without a new checkpoint, up to the last one."""
+    if previous.get("checkpointed", True):
+        return 0
     lasted = previous.get("heartbeat", 0.0) - previous.get("started", previous.get("heartbeat", 0.0))
-    if time_limit is None or previous.get("checkpointed", True) or lasted < time_limit / 2:
-        return int(previous.get("fruitless_attempts", 0)) if not previous.get("checkpointed", True) else 0
-    return int(previous.get("fruitless_attempts", 0)) + 1
+    return int(previous.get("fruitless_attempts", 0)) + int(time_limit is not None and lasted >= time_limit / 2)
 
 
 def execute(
@@ -137,7 +137,7 @@ def execute(
         if state in ENDED:
             return state
         paths.remove_leftovers()
-        spec = RunSpec.from_dict(read_json(paths.spec))
+        spec = load_spec(paths.spec)
         status = Status(paths, spec.loop.iterations, lease, time_limit)
         if status.values["fruitless_attempts"] >= FRUITLESS_ATTEMPTS and time_limit is not None:
             status.write(state="timed-out", error=too_slow(status.values, time_limit))
@@ -186,7 +186,7 @@ def train(spec: RunSpec, paths: RunPaths, status: Status, checkpoint_seconds: fl
     """
     trainer = Trainer(spec)
     try:
-        trainer.restore(paths)
+        trainer.restore(paths, own=True)
         add_attempt(paths.provenance, {k: status.values[k] for k in ("attempt", "host", "job_id", "started")})
         started = saved = recorded = time.monotonic()
         first_iteration = trainer.iteration

@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from benchmark.report.parsing import CURVE, RULES, read_object, read_seconds
 from benchmark.report.records import UNKNOWN, Run
-from benchmark.store import STATES, RunPaths
+from benchmark.store import SEED_DIRECTORY, STATES, RunPaths
 from benchmark.tables import printable
 
 REPORT = "report"
-_SEED_DIRECTORY = re.compile(r"seed-(0|[1-9][0-9]{0,8})")
 
 
 def _state(status: dict[str, Any], notes: list[str]) -> tuple[str, str]:
@@ -44,7 +42,7 @@ def read_run(directory: Path) -> Run:
     Raises:
         ValueError: where the directory is not named seed-K.
     """
-    match = _SEED_DIRECTORY.fullmatch(directory.name)
+    match = SEED_DIRECTORY.fullmatch(directory.name)
     if not match:
         raise ValueError(f"run directory {printable(directory.name)!r} is not named seed-K")
     seed = int(match.group(1))
@@ -101,7 +99,7 @@ def read_runs(directory: Path) -> tuple[list[Run], list[str]]:
             raise ValueError(f"{directory} is not a directory")
         for task in (path for path in _subdirectories(directory) if path.name != REPORT):
             for path in (path for method in _subdirectories(task) for path in _subdirectories(method)):
-                if _SEED_DIRECTORY.fullmatch(path.name):
+                if SEED_DIRECTORY.fullmatch(path.name):
                     runs.append(read_run(path))
                 else:
                     notes.append(printable(f"{task.name}/{path.parent.name}/{path.name} is not named seed-K: left out"))
