@@ -18,7 +18,7 @@ from otpr.critic import Metrics, adamw, descend, frozen_copy, td_target, twin_q_
 from otpr.diffusion import DiffusionPolicy
 from otpr.method import ActionChunk, TaskShape
 from otpr.networks import TwinQ, network_generator, polyak_update
-from otpr.offpolicy import ROBOMIMIC, SHORT_BUDGETS, OffPolicy, OffPolicySettings
+from otpr.offpolicy import ROBOMIMIC, SHORT_BUDGETS, OffPolicy, OffPolicySettings, published_for_all
 from otpr.replay import Batch
 
 
@@ -106,16 +106,7 @@ class Settings(OffPolicySettings):
         check_choice(self, "bc_on", ("replay", "policy"))
 
 
-PUBLISHED: dict[str, dict[str, Any]] = {
-    "hopper": {},
-    "walker2d": {},
-    "halfcheetah": {},
-    "kitchen": {"reward_scale": 1.0},  # nobody published DQL settings for kitchen: gym's, with rewards unscaled
-    "lift": ROBOMIMIC,
-    "can": ROBOMIMIC,
-    "square": ROBOMIMIC,
-    "transport": ROBOMIMIC,
-}
+PUBLISHED: dict[str, dict[str, Any]] = published_for_all(ROBOMIMIC)
 EMBEDDED: dict[str, dict[str, Any]] = {
     family: budget | {"target_ema": 0.05 if family == "toy" else 0.02} for family, budget in SHORT_BUDGETS.items()
 }

@@ -13,14 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from otpr import implicit_q
 from otpr.checks import check_choice, check_range
-from otpr.critic import CriticSettings, ImplicitQCritic, Metrics, expectile_choice
+from otpr.critic import Metrics, expectile_choice
 from otpr.diffusion import DiffusionPolicy
 from otpr.duality import effective_share
+from otpr.implicit_q import ImplicitQ, ImplicitQSettings
 from otpr.keypoints import Keypoints
 from otpr.method import ActionChunk, Demonstrations, TaskShape
 from otpr.networks import network_generator
-from otpr.offpolicy import ROBOMIMIC, SHORT_BUDGETS, OffPolicy, OffPolicySettings, average, pick, sample_candidates
+from otpr.offpolicy import average, pick, sample_candidates
 from otpr.replay import Batch
 from otpr.transport import Transport, TransportSettings
 
@@ -30,7 +32,7 @@ GUIDANCE_ROWS = 4096  # pairs judged in one pass
 SELECTION_FLOOR = 1e-7  # added to every candidate's weight: where all are zero the draw is uniform, as released
 
 
-class OTPR(OffPolicy):
+class OTPR(ImplicitQ):
     """Implicit Q-learning critic, transport potentials fitted to it, actor cloned with weights H."""
 
     stateful = ("actor", "actor_optimizer", "replay", "critic", "transport")
@@ -52,8 +54,8 @@ class OTPR(OffPolicy):
         self.settings, self.evaluation_candidates = settings, settings.candidates
         chunk_dim = shape.action_horizon * shape.action_dim
         init = network_generator(generator)
+        self.critic = self.build_critic(settings, init)
         sizes = (shape.observation_dim, chunk_dim, init, generator.device)
-        self.critic = ImplicitQCritic(settings.critic(), *sizes)
         self.transport = Transport(settings.transport(), *sizes, settings.cost_shares)
         self.expert = _expert(settings, demonstrations, generator.device)
         self.keypoints = _keypoints(settings, self.expert, init)
@@ -80,10 +82,6 @@ class OTPR(OffPolicy):
             q, value = self.candidate_q(observations, candidates), self.critic.value(observations)
             index = expectile_choice(q, value, self.settings.exploration_weight, generator)
         return ActionChunk(pick(candidates, index))
-
-    def candidate_q(self, observations: Tensor, candidates: Tensor) -> Tensor:
-        """The smaller target Q of candidates (N, S, H, A), (N, S)."""
-        return self.critic.candidate_q(observations, candidates)
 
     @torch.no_grad()
     def cost(self, observations: Tensor, chunks: Tensor) -> Tensor:
@@ -171,10 +169,6 @@ class OTPR(OffPolicy):
         blocks = zip(stored.observations.split(GUIDANCE_ROWS), stored.actions.split(GUIDANCE_ROWS), strict=True)
         return torch.cat([self.pair_guidance(observations, actions) for observations, actions in blocks])
 
-    def critic_step(self, batch: Batch) -> Metrics:
-        """V, Q and target, one step each."""
-        return self.critic.update(batch)
-
     def actor_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Denoising loss weighted by the guidance (eq. 10) on replayed and expert pairs."""
         observations, actions = self.actor_pairs(batch)
@@ -242,13 +236,9 @@ def _keypoints(settings: Settings, expert: Demonstrations | None, generator: tor
 
 
 @dataclass(frozen=True)
-class Settings(OffPolicySettings):
-    """Settings of OTPR, added to those of every off-policy method. None were published: IDQL's, and our own."""
+class Settings(ImplicitQSettings):
+    """Settings of OTPR, added to those that it shares with IDQL. None were published: IDQL's, and our own."""
 
-    candidates: int = 20  # S, chunks to draw from, while exploring and in evaluation
-    expectile: float = 0.8  # of the value regression
-    exploration_weight: float = 0.7  # of the draw before the first fit, as in IDQL
-    critic_tau: float = 0.001  # Polyak rate of the target critic, per gradient step
     guidance: str = "h"  # what weights and selects: "h", or in its place "q" or "advantage", cut off at zero
     weighting: bool = True  # weight the denoising loss by the guidance
     selection: bool = True  # draw the executed chunk among candidates by the guidance
@@ -278,9 +268,7 @@ class Settings(OffPolicySettings):
         super().__post_init__()
         check_choice(self, "guidance", GUIDANCES)
         check_choice(self, "row_condition", ROW_CONDITIONS)
-        check_range(self, ("candidates",), 1, float("inf"))
-        check_range(self, ("expectile", "exploration_weight"), 0, 1, open_ends=True)
-        check_range(self, ("critic_tau", "policy_share", "guide_weight", "expert_share", "expert_fraction"), 0, 1)
+        check_range(self, ("policy_share", "guide_weight", "expert_share", "expert_fraction"), 0, 1)
         check_range(self, ("weight_clip", "relation_temperature"), 0, float("inf"), open_ends=True)
         check_range(self, ("keypoints",), 0, self.transport_block_size - 1)
         self.transport()
@@ -299,17 +287,6 @@ class Settings(OffPolicySettings):
         """Shares of -Q and of the guide in the cost."""
         return (1.0 - self.guide_weight, self.guide_weight) if self.keypoints else (1.0,)
 
-    def critic(self) -> CriticSettings:
-        """The critic's part."""
-        return CriticSettings(
-            self.critic_hidden_dims,
-            self.q_residual,
-            self.expectile,
-            self.discount,
-            self.critic_tau,
-            self.critic_learning_rate,
-        )
-
     def transport(self) -> TransportSettings:
         """The transport's part."""
         return TransportSettings(
@@ -325,25 +302,13 @@ class Settings(OffPolicySettings):
 
 
 # No settings of OTPR were published: those of IDQL, which it was made from.
-_ROBOMIMIC: dict[str, Any] = ROBOMIMIC | {"replay_capacity": 250_000, "candidates": 10}
-PUBLISHED: dict[str, dict[str, Any]] = {
-    "hopper": {},
-    "walker2d": {},
-    "halfcheetah": {},
-    "kitchen": {"reward_scale": 1.0},
-    "lift": _ROBOMIMIC,
-    "can": _ROBOMIMIC,
-    "square": _ROBOMIMIC,
-    "transport": _ROBOMIMIC,
-}
+PUBLISHED: dict[str, dict[str, Any]] = implicit_q.PUBLISHED
 _SHORT: dict[str, Any] = {
-    "candidates": 10,
-    "critic_tau": 0.02,
     "transport_block_size": 128,
     "transport_first_steps": 300,
     "transport_warm_steps": 60,
 }
-_TOY = {"candidates": 4, "critic_tau": 0.05, "transport_first_steps": 200, "transport_warm_steps": 40}
+_TOY = {"transport_first_steps": 200, "transport_warm_steps": 40}
 EMBEDDED: dict[str, dict[str, Any]] = {
-    family: budget | _SHORT | (_TOY if family == "toy" else {}) for family, budget in SHORT_BUDGETS.items()
+    family: budget | _SHORT | (_TOY if family == "toy" else {}) for family, budget in implicit_q.EMBEDDED.items()
 }

@@ -52,6 +52,16 @@ class OffPolicySettings:
 # DPPO's settings of its off-policy baselines on robomimic tasks, as far as they are common to all.
 ROBOMIMIC: dict[str, Any] = {"discount": 0.999, "actor_learning_rate": 1e-5, "reward_scale": 1.0}
 
+
+def published_for_all(robomimic: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """A method's published table: its defaults on gym, `robomimic` on those tasks.
+
+    Nobody published settings of an off-policy method for kitchen: gym's, with rewards unscaled.
+    """
+    gym = {"hopper": {}, "walker2d": {}, "halfcheetah": {}, "kitchen": {"reward_scale": 1.0}}
+    return gym | dict.fromkeys(("lift", "can", "square", "transport"), robomimic)
+
+
 # Short budgets of the tasks on embedded data: one table, so that all off-policy methods take the same gradient steps.
 _SHORT: dict[str, Any] = {
     "batch_size": 256,
@@ -205,7 +215,7 @@ class OffPolicy(ABC):
         return self.minibatches(self.steps_per_iteration, self.critic_step, self.actor_step)
 
     def update(self, rollout: Rollout) -> dict[str, float]:
-        """Store the rollout and learn; `gradient_steps` counts minibatches."""
+        """Store the rollout and learn; `gradient_steps` counts those of the critic."""
         self.replay.add(rollout, self.base_settings.reward_scale, self.base_settings.time_limit)
         metrics = self.learn()
         self.gradient_steps += self.steps_per_iteration

@@ -21,12 +21,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from otpr import agent
+from otpr import agent, implicit_q
 from otpr.duality import L2, marginal_errors
 from otpr.keypoints import Keypoints, jensen_shannon
 from otpr.method import ActionChunk
-from otpr.offpolicy import SHORT_BUDGETS
 from otpr.transport import Potentials
+
+# Settings of `otpr.agent` that do nothing here.
+LACKING = (
+    "guidance", "row_condition", "guide_weight", "regulariser", "policy_share", "action_bound",
+    "transport_warm_steps", "transport_tolerance",
+)  # fmt: skip
 
 
 class ReleasedOTPR(agent.OTPR):
@@ -97,7 +102,7 @@ class ReleasedOTPR(agent.OTPR):
 
 @dataclass(frozen=True)
 class Settings(agent.Settings):
-    """Settings of the released code, of which none were published; those of `otpr.agent` that it lacks do nothing."""
+    """Settings of the released code, of which none were published; what it lacks of `otpr.agent` stays as it is."""
 
     weighting: bool = False
     transport_block_size: int = 128  # replayed states and chunks of a batch
@@ -106,10 +111,22 @@ class Settings(agent.Settings):
     keypoints: int = 16  # expert pairs in a batch, beside the replayed ones
     guide_weight: float = 1.0  # its default alpha = 1 leaves the guide alone
 
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: a value outside its range, or not the default of a setting that the released code lacks.
+        """
+        super().__post_init__()
+        for name in LACKING:
+            default = type(self).__dataclass_fields__[name].default
+            value = getattr(self, name)
+            if value != default:
+                raise ValueError(f"the released code has no {name}: it must be {default!r}, got {value!r}")
+
 
 PUBLISHED: dict[str, dict[str, Any]] = agent.PUBLISHED
-_TOY = {"candidates": 4, "critic_tau": 0.05, "transport_first_steps": 20}
+_TOY = {"transport_first_steps": 20}
 EMBEDDED: dict[str, dict[str, Any]] = {
-    family: budget | {"candidates": 10, "critic_tau": 0.02} | (_TOY if family == "toy" else {})
-    for family, budget in SHORT_BUDGETS.items()
+    family: budget | (_TOY if family == "toy" else {}) for family, budget in implicit_q.EMBEDDED.items()
 }

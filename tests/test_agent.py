@@ -49,8 +49,8 @@ def pairs(case: Case = CASE, count: int = 50) -> Demonstrations:
 
 def make(name: type[agent.OTPR] = agent.OTPR, demonstrations: Demonstrations | None = None, **values) -> Any:
     shape = TaskShape(CASE.observation_dim, CASE.action_dim, 4, n_envs=4, n_steps=6)
-    module = released if name is released.ReleasedOTPR else agent
-    settings = module.Settings(**{**SMALL, **values})
+    module, lacking = (released, released.LACKING) if name is released.ReleasedOTPR else (agent, ())
+    settings = module.Settings(**{name: value for name, value in (SMALL | values).items() if name not in lacking})
     return name(settings, CASE.policy(), shape, torch.Generator().manual_seed(0), demonstrations or pairs())
 
 
@@ -328,8 +328,8 @@ def test_the_released_arm_keeps_the_released_behaviour() -> None:
     for _ in range(3):
         method.update(collect(method, CASE, generator))
         fitted.append(weights(method.transport.potentials))
-    assert not method.settings.weighting and method.settings.guide_weight == 0.5
-    assert released.Settings().guide_weight == 1.0 and released.Settings().transport_learning_rate == 1e-5
+    assert not method.settings.weighting and method.settings.guide_weight == 1.0
+    assert released.Settings().transport_learning_rate == 1e-5
     observations = torch.zeros(3, CASE.observation_dim)
     alone = method.actor.sample(observations, False, torch.Generator().manual_seed(0))
     assert torch.equal(method.act(observations, False, torch.Generator().manual_seed(0)).actions, alone)
@@ -337,6 +337,12 @@ def test_the_released_arm_keeps_the_released_behaviour() -> None:
     u, v = method.transport.potentials(batch.observations, batch.actions)
     h = (u + v + method.candidate_q(batch.observations, batch.actions[:, None])[:, 0]).relu() / 0.2
     torch.testing.assert_close(method.guidance(batch.observations, batch.actions[:, None])[:, 0], h)
+
+
+@pytest.mark.parametrize(("name", "value"), [("guidance", "q"), ("transport_tolerance", 0.5), ("guide_weight", 0.5)])
+def test_the_released_arm_refuses_what_it_lacks(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name}.* got {value!r}$"):
+        released.Settings(**{name: value})
 
 
 def test_expert_pairs_are_those_of_the_best_episodes() -> None:
