@@ -41,9 +41,10 @@ def describe_data(runs: list[PlannedRun]) -> str:
         if all(startable(run.spec) for run in runs if run.spec.task == name):
             state = f"policy {policy_path(get_task(name))}"
         elif data_present(name):
-            state = "its policy is trained first, on the data that is there"
+            made = "expert pairs are chosen" if policy_path(get_task(name)).exists() else "policy is trained"
+            state = f"its {made} first, on the data that is there"
         else:
-            state = "no data, no policy"
+            state = "no data, no policy" if not policy_path(get_task(name)).exists() else "no data, no expert pairs"
             missing.append(name)
         lines.append(f"  {name:21} {state}")
     return "\n".join([*lines, *([missing_data_message(missing)] if missing else [])])

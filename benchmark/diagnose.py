@@ -1,6 +1,6 @@
 """What does the compatibility H say about a run's last checkpoint, if the transport is solved well, badly or relaxed?
 
-    python -m benchmark.diagnose --run results/otpr-check/hopper-local/idql/seed-0 --out diagnosis.csv
+    python -m benchmark.diagnose --run runs/otpr-check/hopper-local/idql/seed-0 --out diagnosis.csv
 
 Actor, critic and replay of the checkpoint stay as they are. For every bound on the action marginal the unmasked
 transport with cost -Q is solved anew, by networks and exactly (POT, extended by the conditions of optimality), and the
@@ -10,11 +10,10 @@ actor alone (a uniform draw) and the candidate of largest Q.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,17 +22,20 @@ import torch
 import tyro
 from torch import Tensor
 
+from benchmark.evaluation import Diverged
 from benchmark.finetune import Trainer
 from benchmark.launch.execute import numeric_settings
 from benchmark.methods import resolve_settings
-from benchmark.spec import load_spec
+from benchmark.plan import check_writable
+from benchmark.spec import RunSpec, load_spec
 from benchmark.store import RunPaths, write_rows
-from otpr.agent import OTPR
-from otpr.critic import ImplicitQCritic
+from benchmark.tasks import get_task
+from otpr.agent import OTPR, SELECTION_FLOOR, Settings
 from otpr.duality import marginal_errors
 from otpr.exact import ExactTransport
+from otpr.implicit_q import ImplicitQ
 from otpr.method import ActionChunk, Rule
-from otpr.offpolicy import OffPolicy, pick, sample_candidates
+from otpr.offpolicy import pick, sample_candidates
 
 Compatibility = Callable[[Tensor, Tensor, Tensor], Tensor]  # observations, chunks, cost terms -> H (B, S)
 
@@ -43,22 +45,29 @@ SOLVERS = ("neural", "conditional", "exact")
 COLUMNS = ("task", "method", "seed", "env_steps", "rule", "solver", "action_bound", "epsilon", "episodes")
 
 
+def agent_settings(spec: RunSpec, action_bound: float, epsilon: float) -> Settings:
+    """Settings of the unmasked arm on the run's task.
+
+    Raises:
+        ValueError: out of range.
+    """
+    return resolve_settings(
+        "otpr-u", get_task(spec.task), spec.protocol, {"action_bound": action_bound, "epsilon": epsilon}
+    )
+
+
 def load_checkpoint_into(trainer: Trainer, paths: RunPaths, action_bound: float, epsilon: float) -> OTPR:
     """An unmasked OTPR agent with these settings around the actor, critic and replay of a run's checkpoint.
 
     Raises:
-        ValueError: there is no checkpoint, its method has no implicit Q-learning critic, or a setting out of range.
+        ValueError: the checkpoint is unusable, its method has no implicit Q-learning critic, or a setting out of range.
     """
-    if not paths.has_checkpoint:
-        raise ValueError(f"{paths.root} has no checkpoint.pt; run it first")
     trainer.restore(paths)
     source = trainer.method
-    settings = resolve_settings("otpr-u", trainer.task, trainer.spec.protocol, {})
-    settings = dataclasses.replace(settings, action_bound=action_bound, epsilon=epsilon)
-    if not isinstance(source, OffPolicy) or not isinstance(source.critic, ImplicitQCritic):
+    if not isinstance(source, ImplicitQ):
         raise ValueError(f"{trainer.spec.method!r} has no critic with Q and V; valid: idql and the arms of otpr")
-    generator = trainer.streams.torch("diagnosis", trainer.spec.device)
-    agent = OTPR(settings, source.actor, trainer.shape, generator)
+    settings = agent_settings(trainer.spec, action_bound, epsilon)
+    agent = OTPR(settings, source.actor, trainer.shape, trainer.streams.torch("diagnosis", trainer.spec.device))
     agent.critic, agent.replay, agent.iteration = source.critic, source.replay, source.iteration
     return agent
 
@@ -91,7 +100,7 @@ def signal(agent: OTPR, compatibility: Compatibility) -> dict[str, float]:
     terms = agent.cost(observations, candidates)
     h = compatibility(observations, candidates, terms)
     advantage = -(terms[..., 0] - terms[..., 0].mean(1, keepdim=True))
-    share = (h + 1e-7) / (h + 1e-7).sum(1, keepdim=True)
+    share = (h + SELECTION_FLOOR) / (h + SELECTION_FLOOR).sum(1, keepdim=True)
     centred = h - h.mean(1, keepdim=True)
     entropy = -torch.xlogy(share, share).sum(1).mean() / torch.tensor(float(h.shape[1])).log()
     return {
@@ -145,48 +154,77 @@ class Arguments:
     """neural, exact, or conditional: neural v, and u(s) with which H of a state's candidates has mean 1."""
 
 
-def diagnose(arguments: Arguments) -> list[dict[str, Any]]:
-    """The rows of the table, printed as they come.
+def check(arguments: Arguments) -> RunSpec:
+    """The run's specification, after all that is asked for was checked.
 
     Raises:
-        ValueError: no such run or checkpoint, an unknown solver or a bound below 1.
+        ValueError: no such run or checkpoint, nothing to solve, an unknown solver, a bound below 1, an epsilon of 0 or
+            less, or a place that cannot be written to.
     """
+    for name in ("bounds", "epsilons", "solvers"):
+        if not getattr(arguments, name):
+            raise ValueError(f"--{name} needs at least one value")
     unknown = [name for name in arguments.solvers if name not in SOLVERS]
     if unknown:
         raise ValueError(f"unknown solver {unknown[0]!r}; valid: {', '.join(SOLVERS)}")
+    check_writable(arguments.out.parent)
+    if arguments.out.is_dir():
+        raise ValueError(f"--out must be a file, got the directory {arguments.out}")
     paths = RunPaths(arguments.run)
     spec = load_spec(paths.spec)
-    rows: list[dict[str, Any]] = []
+    if not paths.has_checkpoint:
+        raise ValueError(f"{paths.root} has no checkpoint.pt; run it first")
+    for bound, epsilon in itertools.product(arguments.bounds, arguments.epsilons):
+        agent_settings(spec, bound, epsilon)
+    return spec
+
+
+def diagnose(arguments: Arguments) -> Iterator[dict[str, Any]]:
+    """The rows of the table, one after the other.
+
+    Raises:
+        ValueError: see `check`, or the run's method has no implicit Q-learning critic.
+        RuntimeError: the exact solver fails.
+        Diverged: an action is not finite.
+    """
+    spec = check(arguments)
     with numeric_settings(spec):
         trainer = Trainer(spec)
-        agent = load_checkpoint_into(trainer, paths, arguments.bounds[0], arguments.epsilons[0])
-        identity = {"task": spec.task, "method": spec.method, "seed": spec.seed, "env_steps": trainer.env_steps}
+        try:
+            yield from diagnose_checkpoint(trainer, arguments)
+        finally:
+            trainer.close()
 
-        def record(values: dict[str, Any], rule: Rule) -> None:
-            result = trainer.play(rule)
-            rows.append(identity | values | {k: result[k] for k in ("episodes", "return_mean", "return_std", "score")})
-            print(" ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in rows[-1].items()))
 
-        for name, rule in agent.other_rules().items():
-            record({"rule": name}, rule)
-        for bound, epsilon, solver in itertools.product(arguments.bounds, arguments.epsilons, arguments.solvers):
-            agent = load_checkpoint_into(trainer, paths, bound, epsilon)
-            compatibility, effort = solve(agent, solver)
-            values = {
-                "rule": "sample_h",
-                "solver": solver,
-                "action_bound": bound,
-                "epsilon": agent.settings.epsilon,
-            }
-            record(values | signal(agent, compatibility) | effort, drawing_rule(agent, compatibility))
-    return rows
+def diagnose_checkpoint(trainer: Trainer, arguments: Arguments) -> Iterator[dict[str, Any]]:
+    """The rows of `diagnose`, played with `trainer`."""
+    spec, paths = trainer.spec, RunPaths(arguments.run)
+    agent = load_checkpoint_into(trainer, paths, arguments.bounds[0], arguments.epsilons[0])
+    identity = {"task": spec.task, "method": spec.method, "seed": spec.seed, "env_steps": trainer.env_steps}
+
+    def played(rule: Rule) -> dict[str, Any]:
+        result = trainer.play(rule)
+        return {name: result[name] for name in ("episodes", "return_mean", "return_std", "score")}
+
+    for name, rule in agent.other_rules().items():
+        yield identity | {"rule": name} | played(rule)
+    for bound, epsilon, solver in itertools.product(arguments.bounds, arguments.epsilons, arguments.solvers):
+        agent = load_checkpoint_into(trainer, paths, bound, epsilon)
+        compatibility, effort = solve(agent, solver)
+        values = {"rule": "sample_h", "solver": solver, "action_bound": bound, "epsilon": epsilon}
+        values |= signal(agent, compatibility) | effort
+        yield identity | values | played(drawing_rule(agent, compatibility))
 
 
 def main(arguments: Arguments) -> int:
-    """Diagnose and write the table; returns the exit status."""
+    """Diagnose, print each row and write the table so far after it; returns the exit status."""
+    rows: list[dict[str, Any]] = []
     try:
-        write_rows(arguments.out, diagnose(arguments), COLUMNS)
-    except (ValueError, OSError, RuntimeError) as error:  # the last where the exact solver fails
+        for row in diagnose(arguments):
+            print(" ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()), flush=True)
+            rows.append(row)
+            write_rows(arguments.out, rows, COLUMNS)
+    except (ValueError, OSError, RuntimeError, Diverged) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0

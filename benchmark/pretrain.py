@@ -41,7 +41,7 @@ from benchmark.policies import (
     policy_path,
     unpack,
 )
-from benchmark.policies.demonstrations import save_demonstrations
+from benchmark.policies.demonstrations import demonstrations_path, make_demonstrations, save_demonstrations
 from benchmark.provenance import version
 from benchmark.seeding import BASE_SEED, Streams
 from benchmark.store import read_json, write_bytes, write_json
@@ -290,15 +290,17 @@ def install(task: Task, dataset: Dataset, source: Path, target: Path) -> None:
 
 
 def ensure_policy(task: Task, progress: Progress | None = None) -> None:
-    """Train and install the policy of a task that has data but no policy yet.
+    """Train and install the policy of a task that has data but no policy yet, or make the expert pairs that it lacks.
 
     Raises:
-        ValueError: the data is missing or damaged.
+        ValueError: the data is missing or damaged, or not what the policy was trained on.
         OSError: a file cannot be written.
     """
     if not policy_path(task).exists():
         dataset = load_data(task.name)
         install(task, dataset, make_policy(task, dataset, 0, progress)[0], installed_path(task))
+    elif not demonstrations_path(task).exists():
+        make_demonstrations(task, demonstrations_path(task))
 
 
 def main(

@@ -37,6 +37,7 @@ from benchmark.plan import (
     startable,
     tasks_of,
 )
+from benchmark.policies import policy_path
 from benchmark.pretrain import ensure_policy
 from benchmark.report import write_report
 from benchmark.spec import load_spec
@@ -145,7 +146,7 @@ def select_pending(runs: list[PlannedRun], retry_failed: bool) -> list[PlannedRu
 def make_ready(
     arguments: Arguments, launcher: str, runs: list[PlannedRun]
 ) -> tuple[list[PlannedRun], list[PlannedRun]]:
-    """Train the policies that are missing where there is data to train them on.
+    """Train the policies, and choose the expert pairs, that are missing where there is data for them.
 
     Returns:
         The runs that can be started, and those that wait for data.
@@ -157,7 +158,8 @@ def make_ready(
     incomplete = tasks_of([run for run in runs if not startable(run.spec)])
     trainable = [name for name in incomplete if data_present(name)]
     for name in trainable:
-        print(f"{name}: training its policy", flush=True)
+        there = policy_path(get_task(name)).exists()
+        print(f"{name}: {'choosing its expert pairs' if there else 'training its policy'}", flush=True)
         ensure_policy(get_task(name), lambda step, loss: print(f"  step {step}  loss {loss:.4f}", flush=True))
     if trainable:
         runs, _ = plan(arguments, launcher)

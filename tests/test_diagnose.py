@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import math
 from pathlib import Path
 
@@ -49,5 +50,26 @@ def test_a_run_without_checkpoint_and_an_unknown_solver_are_refused(prepared, tm
     execute(run.paths.root)
     assert main(Arguments(run.paths.root, out, solvers=("guess",))) == 2
     assert "neural" in capsys.readouterr().err
-    assert main(Arguments(run.paths.root, out, bounds=(0.5,))) == 2
-    assert "action_bound" in capsys.readouterr().err
+    for more, words in (
+        ({"bounds": (1.0, 0.5)}, ["action_bound", "0.5"]),
+        ({"epsilons": (0.1, 0.0)}, ["epsilon", "0.0"]),
+        ({"bounds": ()}, ["--bounds"]),
+        ({"out": tmp_path}, ["--out", "directory"]),
+    ):
+        assert main(dataclasses.replace(Arguments(run.paths.root, out), **more)) == 2
+        error = capsys.readouterr()
+        assert all(word in error.err for word in words) and error.err.count("\n") == 1
+        assert not error.out and not out.exists()
+
+
+def test_rows_are_written_as_they_come(prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    run, out = prepared("idql"), tmp_path / "diagnosis.csv"
+    execute(run.paths.root)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("the exact solver\ngives up")
+
+    monkeypatch.setattr(diagnose, "solve", fail)
+    assert main(Arguments(run.paths.root, out)) == 2
+    assert capsys.readouterr().err == "error: the exact solver gives up\n"
+    assert [line.split(",")[4] for line in out.read_text().splitlines()] == ["rule", "actor", "best_q"]

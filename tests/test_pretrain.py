@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmark import policies, pretrain
+from benchmark import policies, pretrain, run
 from benchmark.data.episodes import Dataset, Episodes
 from benchmark.envs.toy import toy_demonstrations
 from benchmark.policies import Normalizer, load_pretrained, policy_path, unpack
@@ -238,6 +238,21 @@ def test_loader_refuses_contents_that_do_not_fit(dataset: Dataset, kind: str) ->
     with pytest.raises(ValueError, match=message) as caught:
         unpack(TOY, saved(state), SamplerSettings(), "policy.pt")
     assert "\n" not in str(caught.value)
+
+
+def test_expert_pairs_that_are_missing_beside_a_policy_are_made(tmp_path: Path, monkeypatch, capsys) -> None:
+    task, shipped = TASKS["toy"], policies.FOLDER
+    for name in ("toy.pt", "toy.json"):
+        (tmp_path / name).write_bytes((shipped / name).read_bytes())
+    monkeypatch.setattr(policies, "FOLDER", tmp_path)
+    suite = {"suite": "smoke", "methods": ("otpr",), "out": tmp_path / "out"}
+    assert run.main(run.Arguments(**suite, dry_run=True)) == 0
+    assert "its expert pairs are chosen first" in capsys.readouterr().out
+    pretrain.ensure_policy(task)
+    assert (tmp_path / "toy-expert.pt").read_bytes() == (shipped / "toy-expert.pt").read_bytes()
+    assert (tmp_path / "toy.pt").read_bytes() == (shipped / "toy.pt").read_bytes()
+    assert run.main(run.Arguments(**suite, dry_run=True)) == 0
+    assert "chosen first" not in capsys.readouterr().out
 
 
 def test_command_line_installs_and_reports(

@@ -112,10 +112,8 @@ class Launch:
 
     def _pool(self, runs: Sequence[PlannedRun], on_progress: Callable[[], None]) -> Pool:
         """As many processes as cores, memory and GPUs hold, or as asked for."""
-        fits = min(
-            available_cores() // max(run.spec.threads for run in runs),
-            int(available_memory() // max(run_memory(run.spec) for run in runs)),
-        )
+        by_cores = available_cores() // max(run.spec.threads for run in runs)
+        fits = int(min(by_cores, available_memory() / max(run_memory(run.spec) for run in runs)))
         gpus = visible_gpus() if runs[0].spec.device == "cuda" else []
         parallel = self.max_parallel or max(min(fits, len(gpus) or fits), 1)
         slots = GpuSlots(gpus, -(-parallel // len(gpus))) if gpus else None

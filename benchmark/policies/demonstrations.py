@@ -106,6 +106,19 @@ def save_demonstrations(task: Task, dataset: Dataset, normalizer: Normalizer, pa
     return pairs
 
 
+def make_demonstrations(task: Task, path: Path) -> Demonstrations:
+    """Make a task's expert pairs from its data, generated where missing, as its pre-trained policy sees them.
+
+    Raises:
+        ValueError: data that is missing, damaged or not what the policy was trained on, or no policy.
+        OSError: the file cannot be written.
+    """
+    dataset, pretrained = load_data(task.name), load_pretrained(task)
+    if pretrained.data_digest not in ("", dataset.digest):  # an imported policy names no data
+        raise ValueError(f"{task.name}: the pre-trained policy was trained on other data than is made today")
+    return save_demonstrations(task, dataset, pretrained.normalizer, path)
+
+
 def main(task: str, out: Path | None = None) -> int:
     """Make a task's expert pairs again from its data, generated where missing; returns the exit status.
 
@@ -115,10 +128,7 @@ def main(task: str, out: Path | None = None) -> int:
     """
     try:
         chosen, path = get_task(task), out or demonstrations_path(get_task(task))
-        dataset, pretrained = load_data(task), load_pretrained(chosen)
-        if pretrained.data_digest not in ("", dataset.digest):  # an imported policy names no data
-            raise ValueError(f"{task}: the pre-trained policy was trained on other data than is made today")
-        pairs = save_demonstrations(chosen, dataset, pretrained.normalizer, path)
+        pairs = make_demonstrations(chosen, path)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
