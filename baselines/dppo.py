@@ -160,7 +160,7 @@ class DPPO:
         """Advantages and returns of the scaled rewards, both (T*N,)."""
         settings, ended = self.settings, rollout.terminated | rollout.truncated
         first = torch.cat([self.first[None], ended[:-1]])
-        self.first = ended[-1]
+        self.first = torch.ones_like(ended[-1]) if self.shape.reset_at_iteration else ended[-1]
         rewards = self.reward_scaler(rollout.rewards, first) if settings.reward_scaling else rollout.rewards
         values, next_values = self.critic(rollout.observations), self.critic(rollout.next_observations)  # (T, N)
         terminated = rollout.terminated

@@ -35,7 +35,7 @@ from benchmark.store import (
     write_rows,
 )
 from benchmark.tasks import LoopSettings, get_task
-from otpr.method import ActionChunk, Demonstrations, Method, Rollout, Rule, TaskShape
+from otpr.method import ActionChunk, Demonstrations, Method, Rollout, Rule
 
 EXPLODED_Q = 1e6  # mean |Q| beyond which a critic has diverged; discounted returns of all tasks stay far below
 
@@ -144,7 +144,7 @@ class Trainer:
         self.evaluation_env = task.make_env(loop.eval_episodes, spec.threads, pretrained.arguments)
         self.collector = Collector(env, self.normalizer, self.streams, loop, spec.device)
         policy = pretrained.policy.to(spec.device)
-        self.shape = TaskShape(task.observation_dim, task.action_dim, task.action_horizon, loop.n_envs, loop.n_steps)
+        self.shape = task.shape(loop)
         self.method: Method = get_arm(spec.method).build(
             spec.method_settings(),
             policy,

@@ -19,7 +19,6 @@ from benchmark.store import read_json
 from benchmark.tasks import LoopSettings, get_task
 from otpr.checks import check_choice, check_range
 from otpr.diffusion import DiffusionPolicy, SamplerSettings
-from otpr.method import TaskShape
 from otpr.precision import PRECISIONS
 
 FORMAT = 1  # of spec.json
@@ -161,7 +160,7 @@ def make_spec(
         demonstrations_digest="" if demonstrations is None else demonstrations.digest,
         precision=precision,
     )
-    shape = TaskShape(task.observation_dim, task.action_dim, task.action_horizon, loop.n_envs, loop.n_steps)
+    shape = task.shape(loop)
     if demonstrations or not uses_demonstrations(resolved):  # a trial, which refuses what does not fit
         pairs = None if demonstrations is None else demonstrations.pairs
         get_arm(method).build(spec.method_settings(), policy, shape, torch.Generator(), pairs)

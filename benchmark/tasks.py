@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 
 from benchmark.envs import VectorEnv, make_env
+from otpr.method import TaskShape
 from otpr.networks import DenoisingMLP
 
 Protocol = Literal["published", "embedded"]
@@ -138,6 +139,11 @@ class Task:
     def make_env(self, num_envs: int, threads: int = 1, arguments: Mapping[str, Any] | None = None) -> VectorEnv:
         """`num_envs` environments of this task; `arguments` are the simulator's that came with the data."""
         return make_env(self.environment, num_envs, self.action_horizon, threads, arguments, self.max_episode_steps)
+
+    def shape(self, loop: LoopSettings) -> TaskShape:
+        """What a method needs to know of the task and of the loop."""
+        sizes = (self.observation_dim, self.action_dim, self.action_horizon)
+        return TaskShape(*sizes, loop.n_envs, loop.n_steps, loop.reset_at_iteration)
 
     def loop(self, protocol: str) -> LoopSettings:
         """The loop sizes of a protocol.

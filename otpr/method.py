@@ -24,6 +24,7 @@ class TaskShape:
     action_horizon: int
     n_envs: int
     n_steps: int  # chunks per environment and iteration
+    reset_at_iteration: bool = False  # every iteration starts with new episodes
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from otpr.networks import ValueNet
 by_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
-def make(case: Case, **values) -> DPPO:
+def make(case: Case, reset_at_iteration: bool = False, **values) -> DPPO:
     settings = Settings(clip_base=case.clip_base, critic_hidden_dims=(32, 32, 32), **values)
-    shape = TaskShape(case.observation_dim, case.action_dim, 4, n_envs=4, n_steps=6)
+    shape = TaskShape(case.observation_dim, case.action_dim, 4, 4, 6, reset_at_iteration)
     return DPPO(settings, case.policy(), shape, torch.Generator().manual_seed(0))
 
 
@@ -133,6 +133,19 @@ def test_time_limits_bootstrap_from_the_final_observation() -> None:
     for rule, advantage in results.items():
         expected = data.rewards[2] + 0.99 * after.get(rule, 0.0) - value
         torch.testing.assert_close(advantage, expected)
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_the_return_that_scales_rewards_starts_anew_with_an_iteration_of_new_episodes(reset: bool) -> None:
+    method = make(CASES[0], reset_at_iteration=reset)
+    data = rollout(CASES[0], method)
+    for _ in range(2):
+        method.estimate_advantages(data)
+    assert method.first.tolist() == [reset] * 4  # no environment is at an end after the last chunk
+    again = make(CASES[0], reset_at_iteration=not reset)
+    for _ in range(2):
+        again.estimate_advantages(data)
+    assert method.reward_scaler.state_dict()["moments"] != again.reward_scaler.state_dict()["moments"]
 
 
 def test_warm_up_freezes_the_actor_alone() -> None:

@@ -31,7 +31,6 @@ from benchmark.speed.measuring import Figure, Row, Sizes
 from benchmark.speed.physics import ACTION_SCALE
 from benchmark.tasks import get_task
 from otpr.diffusion import DiffusionPolicy, SamplerSettings
-from otpr.method import TaskShape
 
 TASK = get_task("hopper-local")
 PROTOCOL = "published"
@@ -85,15 +84,14 @@ class Loop:
             denoising_steps=work.denoising_steps, ddim_steps=min(work.denoising_steps, SamplerSettings.ddim_steps)
         )
         policy = DiffusionPolicy(TASK.build_network(generator), sampler)
-        shape = TaskShape(TASK.observation_dim, TASK.action_dim, TASK.action_horizon, work.envs, work.chunks)
+        loop = dataclasses.replace(TASK.loop(PROTOCOL), n_envs=work.envs, n_steps=work.chunks)
         pairs = load_demonstrations(TASK).pairs if uses_demonstrations(settings) else None
-        self.method = get_arm(name).build(settings, policy, shape, generator, pairs)
+        self.method = get_arm(name).build(settings, policy, TASK.shape(loop), generator, pairs)
         wide, weak = (
             np.full(n, x, np.float32) for n, x in ((TASK.observation_dim, 1), (TASK.action_dim, ACTION_SCALE))
         )
         normalizer = Normalizer(observation_min=-wide, observation_max=wide, action_min=-weak, action_max=weak)
         self.env = make_env(TASK.environment, work.envs, TASK.action_horizon)
-        loop = dataclasses.replace(TASK.loop(PROTOCOL), n_envs=work.envs, n_steps=work.chunks)
         self.collector = Collector(self.env, normalizer, Streams(BASE_SEED, TASK.name, 0), loop, "cpu")
 
     def iterate(self) -> tuple[float, float]:

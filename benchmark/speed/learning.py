@@ -89,7 +89,7 @@ def make_method(
     changes = {key: max(1, round(share * getattr(settings, key, 0))) for key in FITS}
     changes["critic_warmup_iterations"] = 0
     settings = dataclasses.replace(settings, **{key: n for key, n in changes.items() if hasattr(settings, key)})
-    shape = TaskShape(TASK.observation_dim, TASK.action_dim, TASK.action_horizon, envs, chunks)
+    shape = TASK.shape(dataclasses.replace(TASK.loop(PROTOCOL), n_envs=envs, n_steps=chunks))
     pairs = load_demonstrations(TASK).pairs if uses_demonstrations(settings) else None
     return get_arm(name).build(settings, fresh_policy(), shape, torch.Generator().manual_seed(0), pairs), shape
 

@@ -28,7 +28,6 @@ from benchmark.seeding import BASE_SEED, Streams
 from benchmark.speed.learning import PROTOCOL
 from benchmark.speed.measuring import Figure, Row, Sizes
 from benchmark.tasks import TASKS, LoopSettings, Task, get_task
-from otpr.method import TaskShape
 
 PROFILED_TASKS = ("hopper-local", "kitchen-local", "can-local")
 PROFILED_METHODS = ("otpr", "dppo", "idql", "dql")
@@ -93,7 +92,7 @@ class Profiled:
         self.loop = dataclasses.replace(loop, n_envs=min(loop.n_envs, sizes.profile_envs), reset_at_iteration=False)
         chunks = short_chunks(settings, self.loop, sizes.replay_iteration_chunks)
         self.factor, self.learn_factor = self.loop.n_steps / chunks, self.loop.n_steps / chunks
-        shape = TaskShape(task.observation_dim, task.action_dim, task.action_horizon, self.loop.n_envs, chunks)
+        shape = task.shape(dataclasses.replace(self.loop, n_steps=chunks))
         pairs = load_demonstrations(task).pairs if uses_demonstrations(settings) else None
         generator = torch.Generator().manual_seed(0)
         self.method: Any = get_arm(name).build(settings, pretrained.policy, shape, generator, pairs)
