@@ -124,8 +124,6 @@ def test_bad_options_are_refused() -> None:
         stats.estimates(array, np.random.default_rng(0), ("mode",))
     with pytest.raises(ValueError, match="reps"):
         stats.estimates(array, np.random.default_rng(0), reps=0)
-    with pytest.raises(ValueError, match="confidence"):
-        stats.iqm_curve(array[:, :, None], np.random.default_rng(0), confidence=1.0)
 
 
 def test_coverage_of_the_mean_interval() -> None:

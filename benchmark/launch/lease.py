@@ -35,16 +35,15 @@ class Lease:
 
     On one machine the kernel's lock decides, which ends with its process, however that ends. Elsewhere, and where
     the file system has no such locks, the file's modification time does: the holder renews it every
-    `HEARTBEAT_SECONDS`, by the file server's clock. A holder that stopped doing so for `stale_seconds` is replaced, by
+    `HEARTBEAT_SECONDS`, by the file server's clock. A holder that stopped doing so for `STALE_SECONDS` is replaced, by
     a new file under the same name; if it comes to life again, `check` tells it.
 
     Args:
         path: the lock file; made where there is none.
-        stale_seconds: how long a holder may be silent.
     """
 
-    def __init__(self, path: Path, stale_seconds: float = STALE_SECONDS) -> None:
-        self.path, self.stale_seconds = path, stale_seconds
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self.token = uuid.uuid4().hex
         self.last_heartbeat = 0.0  # of the holder before, in seconds since the epoch
         self._file: IO[str] | None = None
@@ -69,7 +68,7 @@ class Lease:
         self.last_heartbeat = os.fstat(file.fileno()).st_mtime
         free = locked is not False and (not holder or (locked is True and holder.get("host") == platform.node()))
         if not free:
-            if _age(self.path, file) <= self.stale_seconds:
+            if _age(self.path, file) <= STALE_SECONDS:
                 file.close()
                 raise RunBusy(f"{self.path.parent} is being run by another process ({describe(holder)})")
             file = self._replace(file)

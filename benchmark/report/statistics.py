@@ -98,24 +98,22 @@ POINTS: dict[str, Callable[[ArrayLike], float]] = {
 }
 
 
-def interval(value: float, samples: FloatArray | None, confidence: float = CONFIDENCE) -> Estimate:
+def interval(value: float, samples: FloatArray | None) -> Estimate:
     """`value` with the percentile interval of bootstrap `samples` (reps,); without one where these are None."""
     if samples is None:
         return Estimate(value, float("nan"), float("nan"))
-    low, high = _quantiles(samples, confidence)
+    low, high = _quantiles(samples)
     return Estimate(value, float(low), float(high))
 
 
-def _quantiles(samples: FloatArray, confidence: float) -> FloatArray:
-    tail = (1.0 - confidence) / 2.0
+def _quantiles(samples: FloatArray) -> FloatArray:
+    tail = (1.0 - CONFIDENCE) / 2.0
     return np.quantile(samples, [tail, 1.0 - tail], axis=0)
 
 
-def _check_bootstrap(reps: int, confidence: float) -> None:
+def _check_bootstrap(reps: int) -> None:
     if reps < 1:
         raise ValueError(f"reps must be at least 1, not {reps}")
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(f"confidence must lie between 0 and 1, not {confidence}")
 
 
 def estimates(
@@ -123,7 +121,6 @@ def estimates(
     generator: np.random.Generator,
     statistics: tuple[str, ...] = STATISTICS,
     reps: int = AGGREGATE_REPS,
-    confidence: float = CONFIDENCE,
 ) -> dict[str, Estimate]:
     """Point estimates with percentile intervals of a bootstrap stratified by task (runs are redrawn, tasks are not).
 
@@ -132,16 +129,15 @@ def estimates(
         generator: source of all draws.
         statistics: names out of `STATISTICS`; all are computed from the same resamples.
         reps: number of resamples.
-        confidence: coverage of the interval, in (0, 1).
 
     Returns:
         One `Estimate` a statistic; without interval (NaN) where there are fewer than `MINIMUM_RUNS` runs.
 
     Raises:
-        ValueError: as `validate`; for an unknown statistic, reps < 1 or confidence outside (0, 1).
+        ValueError: as `validate`; for an unknown statistic, reps < 1.
     """
     array = validate(scores, 2)
-    _check_bootstrap(reps, confidence)
+    _check_bootstrap(reps)
     unknown = [name for name in statistics if name not in BUILDERS]
     if unknown:
         raise ValueError(f"unknown statistic {unknown[0]!r}; known: {', '.join(STATISTICS)}")
@@ -149,14 +145,13 @@ def estimates(
     if array.shape[0] >= MINIMUM_RUNS:
         runs, tasks = array.shape
         samples = bootstrap({name: BUILDERS[name](array) for name in statistics}, (runs, tasks), generator, reps)
-    return {name: interval(POINTS[name](array), samples.get(name), confidence) for name in statistics}
+    return {name: interval(POINTS[name](array), samples.get(name)) for name in statistics}
 
 
 def iqm_curve(
     scores: ArrayLike,
     generator: np.random.Generator,
     reps: int = CURVE_REPS,
-    confidence: float = CONFIDENCE,
 ) -> CurveEstimate:
     """Pointwise IQM over runs and tasks at each time, with pointwise percentile intervals; one set of draws for all.
 
@@ -167,20 +162,19 @@ def iqm_curve(
         scores: (runs, tasks, time).
         generator: source of all draws.
         reps: number of resamples.
-        confidence: coverage of the interval, in (0, 1).
 
     Raises:
-        ValueError: as `validate`; for reps < 1 or confidence outside (0, 1).
+        ValueError: as `validate`; for reps < 1.
     """
     array = validate(scores, 3)
-    _check_bootstrap(reps, confidence)
+    _check_bootstrap(reps)
     runs, tasks, times = array.shape
     value = np.array([iqm(array[:, :, time]) for time in range(times)])
     if runs < MINIMUM_RUNS:
         return _without_band(value)
     at_time = {str(time): iqm_of(array[:, :, time]) for time in range(times)}
     samples = bootstrap(at_time, (runs, tasks), generator, reps)
-    low, high = _quantiles(np.stack(list(samples.values()), axis=1), confidence)
+    low, high = _quantiles(np.stack(list(samples.values()), axis=1))
     return CurveEstimate(value, low, high)
 
 
@@ -194,22 +188,21 @@ def performance_profile(
     thresholds: ArrayLike,
     generator: np.random.Generator,
     reps: int = CURVE_REPS,
-    confidence: float = CONFIDENCE,
 ) -> CurveEstimate:
     """Share of the scores (runs, tasks) above each threshold (T,): the run-score distribution, pointwise intervals.
 
     Raises:
-        ValueError: as `validate`; for reps < 1 or confidence outside (0, 1).
+        ValueError: as `validate`; for reps < 1.
     """
     array, grid = validate(scores, 2), validate(thresholds, 1)
-    _check_bootstrap(reps, confidence)
+    _check_bootstrap(reps)
     above = (array.T.reshape(-1, 1) > grid).astype(np.float64)
     value = above.mean(axis=0)
     runs, tasks = array.shape
     if runs < MINIMUM_RUNS:
         return _without_band(value)
     samples = [counts @ above / len(above) for counts in resample(runs, tasks, generator, reps)]
-    low, high = _quantiles(np.concatenate(samples), confidence)
+    low, high = _quantiles(np.concatenate(samples))
     return CurveEstimate(value, low, high)
 
 
@@ -218,17 +211,16 @@ def probability_of_improvement(
     second: ArrayLike,
     generator: np.random.Generator,
     reps: int = CURVE_REPS,
-    confidence: float = CONFIDENCE,
 ) -> Estimate:
     """Mean over tasks of P(X > Y) + P(X = Y) / 2, X and Y being runs of `first` (n, tasks) and `second` (m, tasks).
 
     The runs of both are redrawn independently of each other. No interval where either has fewer than `MINIMUM_RUNS`.
 
     Raises:
-        ValueError: as `validate`; where the numbers of tasks differ; for reps < 1 or confidence outside (0, 1).
+        ValueError: as `validate`; where the numbers of tasks differ; for reps < 1.
     """
     x, y = validate(first, 2), validate(second, 2)
-    _check_bootstrap(reps, confidence)
+    _check_bootstrap(reps)
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"both must have the same tasks, not {x.shape[1]} and {y.shape[1]}")
     tasks = x.shape[1]
@@ -242,4 +234,4 @@ def probability_of_improvement(
         for n in (len(x), len(y))
     ]
     samples = ((draws[0] @ wins) * draws[1]).sum(axis=(0, 2)) / wins.size
-    return interval(value, samples, confidence)
+    return interval(value, samples)
