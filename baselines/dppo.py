@@ -104,7 +104,7 @@ class DPPO:
         self.gradient_steps = self.iteration = 0
         self.frozen, self.actor = policy.clone().requires_grad_(False), policy.clone()
         init = network_generator(generator)
-        self.critic = ValueNet(shape.observation_dim, settings.critic_hidden_dims, "mish", True, init)
+        self.critic = ValueNet(shape.observation_dim, settings.critic_hidden_dims, init)
         self.critic.to(generator.device)
         self.actor_optimizer = adamw(self.actor, settings.actor_learning_rate)
         self.critic_optimizer = adamw(self.critic, settings.critic_learning_rate)

@@ -38,7 +38,7 @@ class DQL(OffPolicy):
         super().__init__(settings, policy, shape, generator)
         self.settings = settings
         chunk_dim = shape.action_horizon * shape.action_dim
-        sizes = (shape.observation_dim, chunk_dim, settings.critic_hidden_dims, "mish", settings.q_residual)
+        sizes = (shape.observation_dim, chunk_dim, settings.critic_hidden_dims, settings.q_residual)
         init = network_generator(generator)
         self.critic = TwinQ(*sizes, init).to(generator.device)
         self.target_critic = frozen_copy(self.critic, TwinQ(*sizes, init).to(generator.device))

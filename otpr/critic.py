@@ -98,10 +98,10 @@ class ImplicitQCritic:
         device: torch.device | str = "cpu",
     ) -> None:
         self.settings = settings
-        sizes = (observation_dim, chunk_dim, settings.hidden_dims, "mish", settings.q_residual)
+        sizes = (observation_dim, chunk_dim, settings.hidden_dims, settings.q_residual)
         self.q = TwinQ(*sizes, generator).to(device)
         self.target_q = frozen_copy(self.q, TwinQ(*sizes, generator).to(device))
-        self.value_net = ValueNet(observation_dim, settings.hidden_dims, "mish", True, generator).to(device)
+        self.value_net = ValueNet(observation_dim, settings.hidden_dims, generator).to(device)
         self.q_optimizer = adamw(self.q, settings.learning_rate)
         self.value_optimizer = adamw(self.value_net, settings.learning_rate)
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -277,40 +276,3 @@ class DiffusionPolicy(nn.Module):
         timesteps = torch.randint(self.denoising_steps, (len(actions),), generator=generator, device=device)
         noise = torch.randn(actions.shape, generator=generator, device=device)
         return self.denoising_losses(actions, observations, timesteps, noise)
-
-
-def read_dppo_checkpoint(path: Path) -> dict[str, Any]:
-    """The contents of a checkpoint file of DPPO's own format.
-
-    Pre-trained files hold ``epoch``, ``model`` and ``ema``; fine-tuned ones ``itr`` and ``model``.
-
-    Raises:
-        ValueError: missing or unreadable file, or one without a ``model`` of named tensors.
-    """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise ValueError(f"{path}: no DPPO checkpoint ({error.strerror})") from error
-    except Exception as error:
-        raise ValueError(f"{path}: not a DPPO checkpoint ({type(error).__name__})") from error
-    parts = [checkpoint[key] for key in ("model", "ema") if key in checkpoint] if isinstance(checkpoint, dict) else []
-    if not parts or not all(isinstance(part, dict) and all(isinstance(key, str) for key in part) for part in parts):
-        raise ValueError(f"{path}: not a DPPO checkpoint (holds no weights under 'model')")
-    return checkpoint
-
-
-def dppo_network_state(path: Path, part: Literal["ema", "actor", "actor_ft"]) -> dict[str, Tensor]:
-    """Weights of one denoising network from a checkpoint file of DPPO's own format, keys without prefix.
-
-    Pre-trained files hold ``ema``; fine-tuned ones hold ``actor`` (frozen) and ``actor_ft``.
-
-    Raises:
-        ValueError: unreadable file, or no such part in it.
-    """
-    checkpoint = read_dppo_checkpoint(path)
-    source, prefix = ("ema", "network.") if part == "ema" else ("model", f"{part}.")
-    weights = checkpoint.get(source, {})
-    state = {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
-    if not state:
-        raise ValueError(f"{path}: holds no weights named {prefix}* under {source!r}")
-    return state

@@ -263,21 +263,19 @@ class TwoStageMLP(nn.Module):
 
 
 class TwinQ(nn.Module):
-    """Two independent Q(s, chunk) networks, keys ``Q1`` and ``Q2``."""
+    """Two independent Q(s, chunk) networks with Mish, keys ``Q1`` and ``Q2``."""
 
     def __init__(
         self,
         observation_dim: int,
         chunk_dim: int,
         hidden_dims: Sequence[int],
-        activation_name: str,
         residual: bool,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
         build, dims = build_mlp(residual), [observation_dim + chunk_dim, *hidden_dims, 1]
-        self.Q1 = build(dims, activation_name, generator)
-        self.Q2 = build(dims, activation_name, generator)
+        self.Q1, self.Q2 = (build(dims, "mish", generator) for _ in range(2))
 
     def forward(self, observations: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Q of observations (B, O) and chunks (B, H, A): two tensors (B,)."""
@@ -296,18 +294,11 @@ class TwinQ(nn.Module):
 
 
 class ValueNet(nn.Module):
-    """State value V(s); its key is ``Q1``, as in DPPO's checkpoints."""
+    """State value V(s), residual with Mish; its key is ``Q1``, as in DPPO's checkpoints."""
 
-    def __init__(
-        self,
-        observation_dim: int,
-        hidden_dims: Sequence[int],
-        activation_name: str,
-        residual: bool,
-        generator: torch.Generator,
-    ) -> None:
+    def __init__(self, observation_dim: int, hidden_dims: Sequence[int], generator: torch.Generator) -> None:
         super().__init__()
-        self.Q1 = build_mlp(residual)([observation_dim, *hidden_dims, 1], activation_name, generator)
+        self.Q1 = build_mlp(residual=True)([observation_dim, *hidden_dims, 1], "mish", generator)
 
     def forward(self, observations: Tensor) -> Tensor:
         """V of observations (B, O): (B,)."""

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from otpr.diffusion import DiffusionPolicy, dppo_network_state
+from benchmark.dppo_files import dppo_network_state
+from otpr.diffusion import DiffusionPolicy
 from otpr.networks import DenoisingMLP
 
 FOLDER = Path(__file__).parent / "parity"

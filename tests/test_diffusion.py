@@ -6,7 +6,8 @@ import pytest
 import torch
 from parity_cases import CASES, CHAIN, EXACT, FOLDER, Case
 
-from otpr.diffusion import DiffusionPolicy, SamplerSettings, dppo_network_state
+from benchmark.dppo_files import dppo_network_state
+from otpr.diffusion import DiffusionPolicy, SamplerSettings
 from otpr.networks import TwoStageMLP
 
 by_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -9,7 +9,7 @@ import torch
 from parity_cases import CASES, EXACT, FOLDER, Case
 
 from baselines.dppo import DPPO, RewardScaler, Settings, generalised_advantages
-from otpr.diffusion import dppo_network_state
+from benchmark.dppo_files import dppo_network_state
 from otpr.method import Rollout, TaskShape
 from otpr.networks import ValueNet
 
@@ -191,5 +191,5 @@ def test_bad_settings_are_refused(values: dict) -> None:
 
 
 def test_value_network_has_the_checkpoint_names() -> None:
-    keys = ValueNet(11, (32, 32, 32), "mish", True, torch.Generator()).state_dict()
+    keys = ValueNet(11, (32, 32, 32), torch.Generator()).state_dict()
     assert "Q1.layers.1.l1.weight" in keys

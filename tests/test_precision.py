@@ -25,7 +25,7 @@ def generator() -> torch.Generator:
 
 @pytest.mark.parametrize("residual", [False, True])
 def test_hidden_products_are_rounded_and_outputs_are_float32(residual: bool) -> None:
-    critic = TwinQ(5, 6, (64, 64, 64), "mish", residual, generator())
+    critic = TwinQ(5, 6, (64, 64, 64), residual, generator())
     observations, chunks = torch.randn(32, 5, generator=generator()), torch.randn(32, 2, 3, generator=generator())
     exact = critic(observations, chunks)[0]
     with precision_context("bfloat16", "cpu"):

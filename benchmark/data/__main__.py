@@ -13,12 +13,12 @@ import numpy as np
 import torch
 import tyro
 
-from benchmark.checkpoints import export_policy_command, import_policy_command
 from benchmark.data.access import read_task_data, verify_data
 from benchmark.data.episodes import Episodes
 from benchmark.data.make import make_dataset
 from benchmark.data.obtain import fetch, import_file
 from benchmark.data.registry import DATASETS, LocalData, PublishedData, dataset_path, get_dataset
+from benchmark.dppo_files import export_policy_command, import_policy_command
 from benchmark.tasks import get_task
 
 _REPORT_EVERY = 0.5  # seconds between two lines of progress on a terminal; elsewhere one a tenth of the file

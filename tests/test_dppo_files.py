@@ -15,14 +15,14 @@ import torch
 from conftest import toy_spec
 from parity_cases import CASES, FOLDER, Case
 
-from benchmark.checkpoints import export_policy, import_policy
 from benchmark.data.__main__ import main
+from benchmark.dppo_files import dppo_network_state, export_policy, import_policy
 from benchmark.finetune import Trainer
 from benchmark.policies import FOLDER as POLICIES
 from benchmark.policies import installed_path, load_pretrained
 from benchmark.store import read_json
 from benchmark.tasks import NetworkSettings, Task, get_task
-from otpr.diffusion import DiffusionPolicy, SamplerSettings, dppo_network_state
+from otpr.diffusion import DiffusionPolicy, SamplerSettings
 from otpr.networks import DenoisingMLP, TwoStageMLP
 
 PRETRAINED, FINE_TUNED = "state_200.pt", "ppo_state_10.pt"
@@ -300,7 +300,7 @@ def test_a_full_disk_leaves_no_policy_without_its_card(tmp_path: Path, monkeypat
     def full(path: Path, value: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("benchmark.checkpoints.write_json", full)
+    monkeypatch.setattr("benchmark.dppo_files.write_json", full)
     with pytest.raises(OSError, match="No space"):
         import_policy(lay_out(tmp_path, CASES[0], PRETRAINED), case_task(CASES[0]))
     assert not list(installed_path(case_task(CASES[0])).parent.iterdir())

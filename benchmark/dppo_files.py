@@ -12,7 +12,7 @@ import hashlib
 import io
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from benchmark.policies import FORMAT, installed_path, load_pretrained, policy_p
 from benchmark.policies.demonstrations import demonstrations_path
 from benchmark.store import read_json, write_bytes, write_json
 from benchmark.tasks import Task, get_task
-from otpr.diffusion import SamplerSettings, dppo_network_state, read_dppo_checkpoint
+from otpr.diffusion import SamplerSettings
 from otpr.networks import TwoStageMLP
 
 FT_DENOISING_STEPS = 10  # DPPO's K' in all its published settings of state-based tasks
@@ -31,6 +31,43 @@ NORMALIZATION = "normalization.npz"
 _ENTRIES = {"obs_min": "observation_min", "obs_max": "observation_max", "action_min": "action_min",
             "action_max": "action_max"}  # fmt: skip
 _LARGEST = 1 << 20  # bytes that a file of four short vectors may unpack to
+
+
+def read_dppo_checkpoint(path: Path) -> dict[str, Any]:
+    """The contents of a checkpoint file of DPPO's own format.
+
+    Pre-trained files hold ``epoch``, ``model`` and ``ema``; fine-tuned ones ``itr`` and ``model``.
+
+    Raises:
+        ValueError: missing or unreadable file, or one without a ``model`` of named tensors.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise ValueError(f"{path}: no DPPO checkpoint ({error.strerror})") from error
+    except Exception as error:
+        raise ValueError(f"{path}: not a DPPO checkpoint ({type(error).__name__})") from error
+    parts = [checkpoint[key] for key in ("model", "ema") if key in checkpoint] if isinstance(checkpoint, dict) else []
+    if not parts or not all(isinstance(part, dict) and all(isinstance(key, str) for key in part) for part in parts):
+        raise ValueError(f"{path}: not a DPPO checkpoint (holds no weights under 'model')")
+    return checkpoint
+
+
+def dppo_network_state(path: Path, part: Literal["ema", "actor", "actor_ft"]) -> dict[str, Tensor]:
+    """Weights of one denoising network from a checkpoint file of DPPO's own format, keys without prefix.
+
+    Pre-trained files hold ``ema``; fine-tuned ones hold ``actor`` (frozen) and ``actor_ft``.
+
+    Raises:
+        ValueError: unreadable file, or no such part in it.
+    """
+    checkpoint = read_dppo_checkpoint(path)
+    source, prefix = ("ema", "network.") if part == "ema" else ("model", f"{part}.")
+    weights = checkpoint.get(source, {})
+    state = {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
+    if not state:
+        raise ValueError(f"{path}: holds no weights named {prefix}* under {source!r}")
+    return state
 
 
 def import_policy(
