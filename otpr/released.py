@@ -27,10 +27,9 @@ from otpr.keypoints import Keypoints, jensen_shannon
 from otpr.method import ActionChunk
 from otpr.transport import Potentials
 
-# Settings of `otpr.agent` that do nothing here.
+# Settings of `otpr.agent` that would do nothing here, or not what they say; of warm fits there are none.
 LACKING = (
-    "guidance", "row_condition", "guide_weight", "regulariser", "policy_share", "action_bound",
-    "transport_warm_steps", "transport_tolerance",
+    "guidance", "row_condition", "guide_weight", "regulariser", "policy_share", "action_bound", "transport_tolerance",
 )  # fmt: skip
 
 

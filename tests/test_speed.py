@@ -17,8 +17,9 @@ from benchmark.envs import ROBOSUITE, robosuite_simulator
 from benchmark.envs.kitchen import load_model
 from benchmark.methods import ARMS, Arm
 from benchmark.speed import __main__ as command
-from benchmark.speed import iterations, learning, profile
-from benchmark.speed.iterations import Contender, Iteration, Learner, Outcome, Parts, measure_group, outcome
+from benchmark.speed import contenders, iterations, learning, profile
+from benchmark.speed.contenders import Contender, Iteration, Learner, Parts
+from benchmark.speed.iterations import Outcome, measure_group, outcome
 from benchmark.speed.learning import learning_methods, matmul, prepare_update, sampling, update
 from benchmark.speed.measuring import Figure, OperationCounter, Row, Sizes, measure, ratio
 from benchmark.speed.physics import EpisodeRollout, make_native, physics, physics_of, play, played_episodes, record
@@ -158,7 +159,7 @@ def quick_methods(monkeypatch: pytest.MonkeyPatch) -> None:
         quick = {"replay_ratio": 10.0, "batch_size": 64, "replay_capacity": 1000}
         return quick | ({"transport_block_size": 32, "transport_first_steps": 3} if name == "otpr" else {})
 
-    monkeypatch.setattr(iterations, "iteration_settings", overrides)
+    monkeypatch.setattr(contenders, "iteration_settings", overrides)
 
 
 @pytest.mark.parametrize("name", ["idql", "dql", "otpr"])
@@ -216,12 +217,12 @@ def test_references_and_aims() -> None:
     assert not any(
         contender.precision not in iterations.PRECISIONS for group in iterations.GROUPS for contender in group
     )
-    overrides = iterations.iteration_settings("otpr", 5)  # of 500 chunks
+    overrides = contenders.iteration_settings("otpr", 5)  # of 500 chunks
     settings = learning.resolve_settings("otpr", learning.TASK, "published", overrides)
     idql = learning.resolve_settings("idql", learning.TASK, "published", {})
-    assert all(getattr(settings, key) == getattr(idql, key) for key in iterations.EQUAL)
+    assert all(getattr(settings, key) == getattr(idql, key) for key in contenders.EQUAL)
     assert settings.replay_capacity == idql.replay_capacity // 100
-    assert iterations.iteration_settings("dppo", 5) == {}
+    assert contenders.iteration_settings("dppo", 5) == {}
 
 
 def test_a_clock_counts_the_outer_part() -> None:

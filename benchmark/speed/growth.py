@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
-import resource
-import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -24,16 +21,12 @@ import torch
 from benchmark.envs import make_env
 from benchmark.finetune import Collector
 from benchmark.methods import get_arm, resolve_settings, uses_demonstrations
-from benchmark.policies import Normalizer
 from benchmark.policies.demonstrations import load_demonstrations
 from benchmark.seeding import BASE_SEED, Streams
-from benchmark.speed.measuring import Figure, Row, Sizes
-from benchmark.speed.physics import ACTION_SCALE
-from benchmark.tasks import get_task
+from benchmark.speed.learning import PROTOCOL, TASK, weak_normalizer
+from benchmark.speed.measuring import Figure, Row, Sizes, resident_memory
 from otpr.diffusion import DiffusionPolicy, SamplerSettings
 
-TASK = get_task("hopper-local")
-PROTOCOL = "published"
 METHODS = ("dppo", "idql", "dql", "otpr")
 MEMORY_AIM = 1.02  # most resident memory after the last iteration, relative to that after a quarter of them
 
@@ -87,12 +80,8 @@ class Loop:
         loop = dataclasses.replace(TASK.loop(PROTOCOL), n_envs=work.envs, n_steps=work.chunks)
         pairs = load_demonstrations(TASK).pairs if uses_demonstrations(settings) else None
         self.method = get_arm(name).build(settings, policy, TASK.shape(loop), generator, pairs)
-        wide, weak = (
-            np.full(n, x, np.float32) for n, x in ((TASK.observation_dim, 1), (TASK.action_dim, ACTION_SCALE))
-        )
-        normalizer = Normalizer(observation_min=-wide, observation_max=wide, action_min=-weak, action_max=weak)
         self.env = make_env(TASK.environment, work.envs, TASK.action_horizon)
-        self.collector = Collector(self.env, normalizer, Streams(BASE_SEED, TASK.name, 0), loop, "cpu")
+        self.collector = Collector(self.env, weak_normalizer(), Streams(BASE_SEED, TASK.name, 0), loop, "cpu")
 
     def iterate(self) -> tuple[float, float]:
         """Collect and update once; the processor seconds of each."""
@@ -129,15 +118,6 @@ def growth_of(name: str, axis: str, base: Work, sizes: Sizes) -> list[Row]:
         figures = (Figure("if proportional", proportional), *times)
         rows.append(Row("growth", f"{name}, {phase}, {axis}", "x/doubling", growth.tolist(), figures))
     return rows
-
-
-def resident_memory() -> int:
-    """Resident memory of this process in bytes; its peak where the system does not tell the present one."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
-    except (OSError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def memory_over_time(name: str, work: Work, iterations: int) -> list[int]:

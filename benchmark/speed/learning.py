@@ -8,12 +8,15 @@ from functools import partial
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmark.methods import ARMS, get_arm, resolve_settings, uses_demonstrations
+from benchmark.policies import Normalizer
 from benchmark.policies.demonstrations import load_demonstrations
 from benchmark.speed.measuring import Figure, Row, Sizes, measure, ratio
+from benchmark.speed.physics import ACTION_SCALE
 from benchmark.tasks import get_task
 from otpr.diffusion import DiffusionPolicy, SamplerSettings
 from otpr.method import Method, Rollout, TaskShape
@@ -26,6 +29,12 @@ FITS = ("transport_first_steps", "transport_warm_steps")  # steps once per itera
 def fresh_policy(sampler: SamplerSettings | None = None) -> DiffusionPolicy:
     """A policy of the task's sizes with random weights."""
     return DiffusionPolicy(TASK.build_network(torch.Generator().manual_seed(0)), sampler)
+
+
+def weak_normalizer() -> Normalizer:
+    """Leaves observations as they are and keeps actions weak, so that a hopper stands for a while."""
+    wide, weak = (np.full(n, x, np.float32) for n, x in ((TASK.observation_dim, 1), (TASK.action_dim, ACTION_SCALE)))
+    return Normalizer(observation_min=-wide, observation_max=wide, action_min=-weak, action_max=weak)
 
 
 @torch.no_grad()
