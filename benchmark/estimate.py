@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from benchmark.envs import ROBOSUITE
 from benchmark.methods import get_arm
 from benchmark.spec import RunSpec
 from benchmark.tasks import Task, get_task
@@ -26,7 +27,6 @@ SIMULATION_RATES = {
 }
 BASE_MEMORY = 1.5  # GiB
 ROBOSUITE_MEMORY = 1.0  # GiB, of 100 environments
-ROBOSUITE_TASKS = ("lift", "can", "square", "transport")
 FLOPS = 58e9  # float32 operations per second and core, of DPPO's Hopper iteration at the published sizes
 
 
@@ -54,7 +54,7 @@ def run_memory(spec: RunSpec) -> float:
     stored = loop.iterations * loop.n_envs * loop.n_steps if get_arm(spec.method).learns else 0
     transitions = min(spec.settings.get("replay_capacity", 0), stored)
     row = 2 * task.observation_dim + task.action_horizon * task.action_dim + 2
-    simulators = ROBOSUITE_MEMORY if task.environment in ROBOSUITE_TASKS else 0.0
+    simulators = ROBOSUITE_MEMORY if task.environment in ROBOSUITE else 0.0
     return BASE_MEMORY + simulators + 2 * 4 * row * transitions / 2**30
 
 

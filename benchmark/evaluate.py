@@ -25,12 +25,10 @@ from benchmark.plan import resolve_device
 from benchmark.policies import load_pretrained
 from benchmark.seeding import Streams
 from benchmark.spec import RunSpec, load_spec
-from benchmark.store import RunPaths
+from benchmark.store import OWN_RULE, RunPaths
 from benchmark.tasks import get_task
 from otpr.diffusion import SamplerSettings
 from otpr.method import ActionChunk, Rule
-
-OWN_RULE = "own"  # how the method itself acts in evaluation
 
 
 @dataclass(frozen=True)

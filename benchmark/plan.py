@@ -13,12 +13,11 @@ import torch
 
 from benchmark.launch.lease import Lease, RunBusy, last_status
 from benchmark.methods import get_arm, uses_demonstrations
+from benchmark.seeding import TUNING_SEED
 from benchmark.spec import RunSpec, load_spec, make_spec
 from benchmark.store import ENDED, RunPaths, read_status, run_paths, write_json
 from benchmark.suites import Suite, load_suite, parse_seeds
 from benchmark.tasks import get_task
-
-TUNING_SEEDS = 1000  # this and up are for tuning, never reported with others
 
 
 @dataclass(frozen=True)
@@ -141,8 +140,8 @@ def startable(spec: RunSpec) -> bool:
 def _suite_specs(suite: Suite, overrides: dict[str, dict[str, Any]], device: str, plan_only: bool) -> list[RunSpec]:
     seeds = {task: parse_seeds(suite.task_seeds.get(task, suite.seeds)) for task in suite.tasks}
     for text in (suite.seeds, *suite.task_seeds.values()):
-        if min(parse_seeds(text)) < TUNING_SEEDS <= max(parse_seeds(text)):
-            raise ValueError(f"seeds {text} mix tuning seeds ({TUNING_SEEDS} and up) with reported ones")
+        if min(parse_seeds(text)) < TUNING_SEED <= max(parse_seeds(text)):
+            raise ValueError(f"seeds {text} mix tuning seeds ({TUNING_SEED} and up) with reported ones")
     first = {
         (task, method): make_spec(
             task,

@@ -30,6 +30,7 @@ CURVE_COLUMNS = (
     "score",
 )
 RULE_COLUMNS = ("iteration", "env_steps", "rule", "episodes", "return_mean", "return_std", "success_rate", "score")
+OWN_RULE = "own"  # how the method itself acts in evaluation
 ENDED = ("done", "failed", "diverged", "timed-out")  # states that only being asked for again leaves
 STATES = ("queued", "running", "done", "failed", "diverged", "timed-out", "cancelled")
 SEED_DIRECTORY = re.compile(r"seed-(0|[1-9][0-9]{0,8})")

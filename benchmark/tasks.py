@@ -34,7 +34,7 @@ class NetworkSettings:
 
 @dataclass(frozen=True)
 class PretrainSettings:
-    """Behaviour cloning of the diffusion policy (METHODS of DPPO: AdamW, cosine rate, EMA from a late start)."""
+    """Behaviour cloning of the diffusion policy (as in DPPO: AdamW, cosine rate, EMA from a late start)."""
 
     gradient_steps: int = 60_000
     batch_size: int = 256

@@ -23,8 +23,9 @@ from otpr.keypoints import Keypoints
 from otpr.method import ActionChunk, Demonstrations, TaskShape
 from otpr.networks import network_generator
 from otpr.offpolicy import average, pick, sample_candidates
+from otpr.potentials import TransportSettings
 from otpr.replay import Batch
-from otpr.transport import Transport, TransportSettings
+from otpr.transport import Transport
 
 GUIDANCES = ("h", "q", "advantage")
 ROW_CONDITIONS = ("potential", "candidates")

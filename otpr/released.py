@@ -25,7 +25,7 @@ from otpr import agent, implicit_q
 from otpr.duality import L2, marginal_errors
 from otpr.keypoints import Keypoints, jensen_shannon
 from otpr.method import ActionChunk
-from otpr.transport import Potentials
+from otpr.potentials import Potentials
 
 # Settings of `otpr.agent` that would do nothing here, or not what they say; of warm fits there are none.
 LACKING = (

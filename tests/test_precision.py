@@ -15,8 +15,8 @@ from benchmark.launch.execute import numeric_settings
 from benchmark.spec import RunSpec
 from benchmark.store import run_paths, write_json
 from otpr.networks import DenoisingMLP, TwinQ
+from otpr.potentials import Potentials, TransportSettings
 from otpr.precision import precision_context
-from otpr.transport import Potentials, TransportSettings
 
 
 def generator() -> torch.Generator:

@@ -13,7 +13,7 @@ from benchmark import run, toy_transport
 from benchmark.toy_transport import figures, sampling
 from benchmark.toy_transport import solve as solving
 from benchmark.toy_transport.problems import EXTENT, plane, smooth
-from otpr.transport import TransportSettings
+from otpr.potentials import TransportSettings
 
 TINY = TransportSettings(block_size=32, first_steps=20, hidden_dims=(16, 16))
 SIZES = toy_transport.Sizes(TINY, diffusion_steps=2)

@@ -26,7 +26,8 @@ from transport_cases import (
 )
 
 from otpr.duality import REGULARISERS, effective_share, interaction, marginal_errors, zero_share
-from otpr.transport import TransportSettings, cross_cost
+from otpr.potentials import TransportSettings
+from otpr.transport import cross_cost
 
 CASES = {
     "tenth": (SmoothCost(scale=0.1, offset=30.0), 0, (1.0,), {}),

@@ -12,7 +12,8 @@ from torch import Tensor
 from otpr.duality import REGULARISERS
 from otpr.exact import ExactPlan, exact_plan
 from otpr.keypoints import Keypoints
-from otpr.transport import Cost, Transport, TransportSettings
+from otpr.potentials import TransportSettings
+from otpr.transport import Cost, Transport
 
 OBSERVATION_DIM, HORIZON, ACTION_DIM = 5, 2, 3
 CHUNK_DIM = HORIZON * ACTION_DIM

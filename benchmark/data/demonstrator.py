@@ -16,7 +16,6 @@ import io
 import itertools
 import json
 import math
-import os
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from gymnasium.spaces import flatdim
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmark.store import write_bytes, write_json
 from otpr.networks import linear, polyak_update
 
 LOG_STD_RANGE = (-5.0, 2.0)
@@ -203,11 +203,8 @@ def save_demonstrator(policy: Demonstrator, path: Path, card: dict[str, Any]) ->
     buffer = io.BytesIO()
     torch.save(dict(policy.state_dict()), buffer)
     card = card | {"sha256": hashlib.sha256(buffer.getvalue()).hexdigest()}
-    for name, content in ((path, buffer.getvalue()), (path.with_suffix(".json"), json.dumps(card, indent=2).encode())):
-        name.parent.mkdir(parents=True, exist_ok=True)
-        temporary = name.with_name(name.name + ".tmp")
-        temporary.write_bytes(content)
-        os.replace(temporary, name)
+    write_bytes(path, buffer.getvalue())
+    write_json(path.with_suffix(".json"), card)
 
 
 def load_demonstrator(path: str | Path) -> Demonstrator:

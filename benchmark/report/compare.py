@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmark.report.records import Evaluation, Run
+from benchmark.seeding import TUNING_SEED
 
 FROZEN = "frozen"
 # Seeds from here on are for tuning.
-TUNING_SEED = 1000
 # Runs in these states say nothing about how far their method will get.
 _BROKEN = ("failed", "diverged")
 

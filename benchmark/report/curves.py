@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from benchmark.envs import LOCOMOTION
 from benchmark.report.bootstrap import FloatArray
 from benchmark.report.cells import Summary, TaskSummary, method_key
 from benchmark.report.published import counterpart
@@ -14,7 +15,6 @@ from benchmark.report.records import Run
 from benchmark.report.statistics import CurveEstimate, iqm_curve, performance_profile
 from benchmark.report.summary import generator
 
-LOCOMOTION = ("hopper", "walker2d", "halfcheetah")
 # A curve with more evaluations is drawn at this many of them, its first and last included.
 MAXIMUM_POINTS = 200
 # Of the common budget, in sample efficiency over tasks.

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmark.report.records import OWN_RULE, TIMES, Evaluation
+from benchmark.report.records import TIMES, Evaluation
+from benchmark.store import OWN_RULE
 from benchmark.tables import printable
 
 _REQUIRED = ("iteration", "env_steps", "score")

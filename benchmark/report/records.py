@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from benchmark.store import OWN_RULE
+
 UNKNOWN = "unknown"
 IMPORTED = "imported"
-# The rule of acting that is the method's own: that of curve.csv.
-OWN_RULE = "own"
 TIMES = ("collect", "update", "transport", "evaluate")
 
 

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 from benchmark import tables
 from benchmark.report.cells import Cell, Summary, TaskSummary
-from benchmark.report.records import OWN_RULE, Evaluation, Run
+from benchmark.report.records import Evaluation, Run
 from benchmark.report.statistics import Estimate
 from benchmark.report.summary import generator, mean_of
 from benchmark.report.table import Table, amount, words
 from benchmark.report.table import markdown as as_markdown
+from benchmark.store import OWN_RULE
 
 COLUMNS = ("task", "method", "seed", "env_steps", "rule", "episodes", "return_mean", "score")
 _ORDER = (OWN_RULE, "actor", "best_q")

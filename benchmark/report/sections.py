@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 from benchmark import tables
+from benchmark.envs import LOCOMOTION
 from benchmark.report.cells import ALL_TASKS, Cell, Summary, TaskSummary
 from benchmark.report.comparisons import Comparison, best_and_tied, tested_pairs
-from benchmark.report.curves import LOCOMOTION, published_at
+from benchmark.report.curves import published_at
 from benchmark.report.published import counterpart
 from benchmark.report.records import Run
 from benchmark.report.scalars import THRESHOLDS, Reached

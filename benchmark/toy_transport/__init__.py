@@ -17,7 +17,7 @@ from benchmark.store import write_rows, write_text
 from benchmark.toy_transport.figures import matrix_figure, plane_figure, plane_panels
 from benchmark.toy_transport.solve import COLUMNS, SETTINGS, Row, missed, plane_cases, smooth_cases, solve_case
 from benchmark.toy_transport.text import describe
-from otpr.transport import TransportSettings
+from otpr.potentials import TransportSettings
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from benchmark.toy_transport.sampling import barycentric, train_sampler
 from benchmark.toy_transport.solve import Case, Solved, smooth_cases, solve_case
 from otpr.duality import interaction
 from otpr.exact import exact_plan
-from otpr.transport import TransportSettings
+from otpr.potentials import TransportSettings
 
 SHOWN = 800  # points in a panel
 SMALL_BLOCK = 32  # states and chunks of the matrix figure

@@ -22,7 +22,8 @@ from torch import Tensor
 from benchmark.toy_transport.problems import STREAMS, Problem, plane, smooth
 from otpr.duality import REGULARISERS, marginal_errors
 from otpr.exact import ExactPlan, exact_plan
-from otpr.transport import Transport, TransportSettings
+from otpr.potentials import TransportSettings
+from otpr.transport import Transport
 
 COLUMNS = (
     "problem",
