@@ -1,68 +1,20 @@
-"""OTPR: each of the released code's defects D1 to D16 by name, the arms, and bad settings."""
+"""OTPR: each of the released code's defects D1 to D16 by name."""
 
 from __future__ import annotations
 
-import dataclasses
 import io
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from parity_cases import CASES, Case
+from agent_cases import CASE, MASKED, SMALL, batch_of, batch_of_any, make, pairs, trained
 from test_offpolicy import collect, weights
 from torch import Tensor
 
-from benchmark.methods import ARMS, resolve_settings
-from benchmark.tasks import TASKS
 from otpr import agent, released
-from otpr.critic import expectile_choice
-from otpr.duality import interaction
-from otpr.exact import exact_plan
-from otpr.method import Demonstrations, TaskShape
+from otpr.method import TaskShape
 from otpr.networks import ResidualMLP
 from otpr.offpolicy import sample_candidates
-from otpr.replay import Batch
-from otpr.transport import cross_cost
-
-SMALL = {
-    "critic_hidden_dims": (32, 32, 32),
-    "batch_size": 16,
-    "replay_ratio": 2.0,
-    "replay_capacity": 60,
-    "critic_warmup_iterations": 1,
-    "candidates": 3,
-    "transport_block_size": 16,
-    "transport_first_steps": 40,
-    "transport_warm_steps": 10,
-}
-MASKED = {"keypoints": 4, "guide_weight": 0.5, "expert_fraction": 0.25}
-CASE = CASES[0]
-
-
-def pairs(case: Case = CASE, count: int = 50) -> Demonstrations:
-    generator = torch.Generator().manual_seed(5)
-    observations = torch.rand(count, case.observation_dim, generator=generator) * 2 - 1
-    actions = torch.rand(count, 4, case.action_dim, generator=generator) * 2 - 1
-    return Demonstrations(observations, actions, torch.linspace(0.005, 0.25, count))
-
-
-def make(name: type[agent.OTPR] = agent.OTPR, demonstrations: Demonstrations | None = None, **values) -> Any:
-    shape = TaskShape(CASE.observation_dim, CASE.action_dim, 4, n_envs=4, n_steps=6)
-    module, lacking = (released, released.LACKING) if name is released.ReleasedOTPR else (agent, ())
-    settings = module.Settings(**{name: value for name, value in (SMALL | values).items() if name not in lacking})
-    return name(settings, CASE.policy(), shape, torch.Generator().manual_seed(0), demonstrations or pairs())
-
-
-def trained(iterations: int = 3, **values) -> Any:
-    method, generator = make(**values), torch.Generator().manual_seed(1)
-    for _ in range(iterations):
-        method.update(collect(method, CASE, generator))
-    return method
-
-
-def batch_of(method: agent.OTPR) -> Batch:
-    return method.replay.sample(16, torch.Generator().manual_seed(3))
 
 
 def test_d1_the_modules_import_and_evaluation_takes_as_many_candidates_as_set(monkeypatch) -> None:
@@ -173,11 +125,6 @@ def untimed(metrics: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if not name.startswith("time/")}
 
 
-def batch_of_any(method: agent.OTPR) -> Batch:
-    zeros = torch.zeros(16, CASE.observation_dim)
-    return Batch(zeros, torch.zeros(16, 4, CASE.action_dim), torch.zeros(16), torch.zeros(16), zeros, torch.arange(16))
-
-
 def test_d8_all_of_it_runs_where_the_generator_is() -> None:
     method = trained(**MASKED)
     tensors = [*method.transport.potentials.parameters(), method.transport.center, method.keypoints.observations]
@@ -265,156 +212,3 @@ def test_d16_epsilon_is_a_setting_in_units_of_the_cost() -> None:
     for bad in (0.0, -1.0):
         with pytest.raises(ValueError, match="epsilon"):
             agent.Settings(epsilon=bad)
-
-
-def test_before_the_actor_learns_the_draw_is_that_of_idql() -> None:
-    method = make(candidates=4)
-    observations = torch.randn(9, CASE.observation_dim, generator=torch.Generator().manual_seed(2))
-    chunk = method.act(observations, True, torch.Generator().manual_seed(3)).actions
-    generator = torch.Generator().manual_seed(3)
-    candidates = sample_candidates(method.actor, observations, 4, True, generator)
-    q, value = method.candidate_q(observations, candidates), method.critic.value(observations)
-    index = expectile_choice(q, value, 0.7, generator)
-    assert torch.equal(chunk, candidates[torch.arange(9), index])
-
-
-@pytest.mark.parametrize(("guidance", "shift"), [("q", 0.0), ("advantage", 1.0)])
-def test_guidance_q_and_advantage_weigh_by_their_positive_part(guidance: str, shift: float) -> None:
-    method = trained(guidance=guidance)
-    assert method.transport.fits == 0
-    batch = batch_of(method)
-    chunks = batch.actions[:, None]
-    q = method.candidate_q(batch.observations, chunks)
-    expected = (q - shift * method.critic.value(batch.observations)[:, None]).relu()
-    assert torch.equal(method.guidance(batch.observations, chunks), expected)
-
-
-def test_the_advantage_as_transport_cost_has_the_plan_of_q() -> None:
-    method = trained()
-    batch = batch_of(method)
-
-    def minus_q(observations: Tensor, chunks: Tensor) -> Tensor:
-        return -method.candidate_q(observations, chunks)[..., None]
-
-    costs = [cross_cost(batch.observations, batch.actions, c)[..., 0].double() for c in (minus_q, method.cost)]
-    assert (costs[0] - costs[1]).std() > 0.01
-    epsilon = 0.1 * interaction(costs[0]).std().item()
-    plans = [exact_plan(cost.numpy(), epsilon).density for cost in costs]
-    np.testing.assert_allclose(plans[0], plans[1], atol=1e-3)
-
-
-def test_weighting_alone_acts_with_one_sample_and_selection_alone_clones_evenly() -> None:
-    method = trained(selection=False)
-    observations = torch.zeros(3, CASE.observation_dim)
-    chunk = method.act(observations, False, torch.Generator().manual_seed(0)).actions
-    alone = method.actor.sample(observations, False, torch.Generator().manual_seed(0))
-    assert torch.equal(chunk, alone)
-
-
-def test_other_rules_are_the_actor_alone_and_its_candidate_of_largest_q() -> None:
-    method, generator = trained(), torch.Generator
-    rules, observations = method.other_rules(), torch.zeros(3, CASE.observation_dim)
-    assert set(rules) == {"actor", "best_q"}
-    alone = method.actor.sample(observations, False, generator().manual_seed(0))
-    assert torch.equal(rules["actor"](observations, generator().manual_seed(0)).actions, alone)
-    candidates = sample_candidates(method.actor, observations, 3, False, generator().manual_seed(0))
-    best = candidates[torch.arange(3), method.candidate_q(observations, candidates).argmax(1)]
-    assert torch.equal(rules["best_q"](observations, generator().manual_seed(0)).actions, best)
-
-
-def test_the_released_arm_keeps_the_released_behaviour() -> None:
-    method, generator = make(released.ReleasedOTPR, **MASKED), torch.Generator().manual_seed(1)
-    fitted = []
-    for _ in range(3):
-        method.update(collect(method, CASE, generator))
-        fitted.append(weights(method.transport.potentials))
-    assert not method.settings.weighting and method.settings.guide_weight == 1.0
-    assert released.Settings().transport_learning_rate == 1e-5
-    observations = torch.zeros(3, CASE.observation_dim)
-    alone = method.actor.sample(observations, False, torch.Generator().manual_seed(0))
-    assert torch.equal(method.act(observations, False, torch.Generator().manual_seed(0)).actions, alone)
-    batch = batch_of(method)
-    u, v = method.transport.potentials(batch.observations, batch.actions)
-    h = (u + v + method.candidate_q(batch.observations, batch.actions[:, None])[:, 0]).relu() / 0.2
-    torch.testing.assert_close(method.guidance(batch.observations, batch.actions[:, None])[:, 0], h)
-
-
-@pytest.mark.parametrize(("name", "value"), [("guidance", "q"), ("transport_tolerance", 0.5), ("guide_weight", 0.5)])
-def test_the_released_arm_refuses_what_it_lacks(name: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=f"{name}.* got {value!r}$"):
-        released.Settings(**{name: value})
-
-
-def test_expert_pairs_are_those_of_the_best_episodes() -> None:
-    method = make(expert_share=0.1, **MASKED)
-    assert method.expert.ranks.max() <= 0.1 < pairs().ranks.max()
-    observations, actions = method.actor_pairs(batch_of_any(method))
-    assert (observations[4:] == 0).all() and (actions[4:] == 0).all() and (observations[:4] != 0).all()
-
-
-@pytest.mark.parametrize("values", [{}, MASKED])
-def test_stored_pairs_are_judged_once_where_they_are_drawn_more_often(values: dict[str, Any], monkeypatch) -> None:
-    method = trained(weighting=True, **values)
-    batch = batch_of(method)
-    stored = len(method.replay)
-    assert method.guidance_ahead(stored - 1) is None
-    monkeypatch.setattr(agent, "GUIDANCE_ROWS", 10)
-    generator = method.generator.get_state()
-    direct = method.weights(method.batch_guidance(*method.actor_pairs(batch), batch.places))
-    method.generator.set_state(generator)
-    method.replay_guidance = method.guidance_ahead(stored)
-    assert method.replay_guidance is not None and method.replay_guidance.shape == (stored,)
-    ahead = method.weights(method.batch_guidance(*method.actor_pairs(batch), batch.places))
-    torch.testing.assert_close(ahead, direct)
-    assert direct.std() > 0 and trained(weighting=True, **values).replay_guidance is None
-
-
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        ({"epsilon": 0.0}, "epsilon"),
-        ({"guidance": "value"}, "guidance.*value.*advantage"),
-        ({"regulariser": "l1"}, "regulariser.*l1.*entropic"),
-        ({"action_bound": 0.5}, "action_bound.*0.5"),
-        ({"keypoints": 16}, "keypoints.*16"),
-        ({"keypoints": -1}, "keypoints.*-1"),
-        ({"guide_weight": 0.5}, "guide_weight.*needs keypoints"),
-        ({"guide_weight": 1.5, "keypoints": 4}, "guide_weight.*1.5"),
-        ({"relation_temperature": 0.0, "keypoints": 4}, "relation_temperature"),
-        ({"weighting": False, "selection": False}, "weighting and selection"),
-        ({"expert_fraction": -0.1}, "expert_fraction"),
-        ({"policy_share": 2.0}, "policy_share"),
-    ],
-)
-def test_bad_settings_are_refused_in_one_line(values: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words) as error:
-        agent.Settings(**{**SMALL, **values})
-    assert "\n" not in str(error.value)
-
-
-def test_more_keypoints_than_pairs_and_a_larger_share_than_held_are_refused() -> None:
-    with pytest.raises(ValueError, match="at most the 3 expert pairs, got 4"):
-        make(demonstrations=pairs(count=3), expert_share=0.25, **MASKED)
-    with pytest.raises(ValueError, match=r"expert_share .* got 0.9"):
-        make(expert_share=0.9, **MASKED)
-    shape = TaskShape(CASE.observation_dim, CASE.action_dim, 4, n_envs=4, n_steps=6)
-    with pytest.raises(ValueError, match="need demonstrations"):
-        agent.OTPR(agent.Settings(**SMALL, **MASKED), CASE.policy(), shape, torch.Generator())
-
-
-def test_off_policy_arms_of_a_budget_take_equal_gradient_steps_and_the_relaxed_arm_differs_in_its_bound_alone() -> None:
-    for task in (TASKS["hopper-local"], TASKS["lift-local"], TASKS["toy"]):
-        names = [name for name in ARMS if name.startswith("otpr")] + ["idql", "dql"]
-        made = {name: resolve_settings(name, task, "embedded", {}) for name in names}
-        assert len({(s.batch_size, s.replay_ratio, s.critic_warmup_iterations) for s in made.values()}) == 1
-        changed = {
-            name: {k for k, v in dataclasses.asdict(made[name]).items() if v != getattr(made["otpr"], k)}
-            for name in ("otpr-m", "otpr-relaxed", "otpr-u", "otpr-q", "otpr-weighting")
-        }
-        assert changed == {
-            "otpr-m": set(),
-            "otpr-relaxed": {"action_bound"},
-            "otpr-u": {"keypoints", "guide_weight", "expert_fraction"},
-            "otpr-q": {"guidance"},
-            "otpr-weighting": {"selection"},
-        }
