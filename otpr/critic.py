@@ -6,7 +6,8 @@ the reward the undiscounted sum over the chunk.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,11 +38,21 @@ def twin_q_loss(q1: Tensor, q2: Tensor, target: Tensor) -> tuple[Tensor, Metrics
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """One optimiser step on `loss`; gradients of other leaves in its graph are not computed."""
+    """One optimiser step on `loss`, of which every parameter must be part."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward(inputs=parameters)
+    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+        parameter.grad = gradient
     optimizer.step()
+
+
+@contextmanager
+def untrained(module: nn.Module) -> Iterator[None]:
+    """No gradients of the parameters of what `module` evaluates inside; they are trainable afterwards."""
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        module.requires_grad_(True)
 
 
 def adamw(module: nn.Module, learning_rate: float) -> torch.optim.AdamW:

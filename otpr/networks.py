@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from otpr.mish import Mish
+from otpr.hidden import hidden, residual
 from otpr.precision import float32_products
 
 NoiseAt = Callable[[Tensor, int], Tensor]  # noisy chunks (B, H, A) and a step's number in its chain -> (B, H, A)
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "mish": Mish, "silu": nn.SiLU, "tanh": nn.Tanh}
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "mish": nn.Mish, "silu": nn.SiLU, "tanh": nn.Tanh}
 
 
 def linear(in_features: int, out_features: int, generator: torch.Generator) -> nn.Linear:
@@ -30,7 +31,7 @@ def linear(in_features: int, out_features: int, generator: torch.Generator) -> n
     return layer
 
 
-def float32_layer(layer: nn.Module, x: Tensor) -> Tensor:
+def float32_layer(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """A network's first or last layer, in float32 whatever the precision of the others: (..., in) to (..., out)."""
     with float32_products(x.device.type):
         return layer(x.float())
@@ -68,10 +69,12 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., dims[0]) to (..., dims[-1])."""
-        ends = (0, len(self.moduleList) - 1)
-        for i, block in enumerate(self.moduleList):
-            x = float32_layer(block, x) if i in ends else block(x)
-        return x
+        *before, last = self.moduleList
+        for i, block in enumerate(before):
+            layer, act = block.children()
+            assert isinstance(layer, nn.Linear)
+            x = hidden(x, layer, act) if i else float32_layer(partial(hidden, layer=layer, activation=act), x)
+        return float32_layer(last, x)
 
 
 class ResidualBlock(nn.Module):
@@ -85,7 +88,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., dim) to (..., dim)."""
-        return x + self.l2(self.act(self.l1(self.act(x))))
+        return residual(x, self.l1, self.l2, self.act)
 
 
 class ResidualMLP(nn.Module):
@@ -162,7 +165,7 @@ class DenoisingMLP(nn.Module):
         self.time_embedding = nn.Sequential(
             SinusoidalEmbedding(time_dim),
             linear(time_dim, 2 * time_dim, generator),
-            Mish(),
+            nn.Mish(),
             linear(2 * time_dim, time_dim, generator),
         )
         self.cond_mlp: MLP | None = None
@@ -191,8 +194,10 @@ class DenoisingMLP(nn.Module):
 
     def embedding(self, timesteps: Tensor) -> Tensor:
         """Features of the steps k (B,), (B, time_dim), in float32 whatever the precision: they are few and small."""
+        features, first, act, last = self.time_embedding
+        assert isinstance(first, nn.Linear)
         with float32_products(timesteps.device.type):
-            return self.time_embedding(timesteps)
+            return last(hidden(features(timesteps), first, act))
 
     def condition(self, observations: Tensor) -> Tensor:
         """What the first layer sees of observations (B, O): themselves or their encoding, (B, condition)."""

@@ -1,0 +1,153 @@
+"""The compiled hidden layers against PyTorch's in double precision: values, gradients, and where they step aside."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from otpr.hidden import MOST_THREADS, hidden, residual
+from otpr.precision import precision_context
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+KINDS = {"relu": nn.ReLU(), "mish": nn.Mish()}
+each_kind = pytest.mark.parametrize("kind", KINDS)
+each_layer = pytest.mark.parametrize("number", [1, 2], ids=["hidden", "residual"])
+
+
+def layers(number: int, width: int = 24) -> list[nn.Linear]:
+    """A hidden layer, or the two of a residual block."""
+    torch.manual_seed(0)
+    return [nn.Linear(width, width) for _ in range(number)]
+
+
+def plain(x: Tensor, linears: list[nn.Linear], kind: str) -> Tensor:
+    """What `ours` stands for."""
+    act = KINDS[kind]
+    return act(linears[0](x)) if len(linears) == 1 else x + linears[1](act(linears[0](act(x))))
+
+
+def ours(x: Tensor, linears: list[nn.Linear], kind: str) -> Tensor:
+    return hidden(x, linears[0], KINDS[kind]) if len(linears) == 1 else residual(x, *linears, KINDS[kind])
+
+
+def identity(width: int) -> nn.Linear:
+    """A layer whose output is its input."""
+    layer = nn.Linear(width, width)
+    with torch.no_grad():
+        layer.weight.copy_(torch.eye(width))
+        layer.bias.zero_()
+    return layer
+
+
+def gradients(function: Callable[..., Tensor], x: Tensor, linears: list[nn.Linear], kind: str) -> list[Tensor]:
+    """The value, then the gradients of the sum of its squares by x and by every parameter."""
+    x = x.clone().requires_grad_()
+    value = function(x, linears, kind)
+    value.float().square().sum().backward() if value.dtype == torch.bfloat16 else value.square().sum().backward()
+    found = [x.grad, *(p.grad for layer in linears for p in layer.parameters())]
+    return [value.detach(), *(gradient for gradient in found if gradient is not None)]
+
+
+@each_kind
+@each_layer
+@pytest.mark.parametrize(("precision", "error"), [("float32", 1e-6), ("bfloat16", 2e-2)])
+def test_values_and_gradients(kind: str, number: int, precision: str, error: float) -> None:
+    linears = layers(number)
+    exact = [copy.deepcopy(layer).double() for layer in linears]
+    x = 3 * torch.randn(200, 24, generator=torch.Generator().manual_seed(1))
+    reference = gradients(plain, x.double(), exact, kind)
+    with precision_context(precision, "cpu"):
+        found = gradients(ours, x, linears, kind)
+    assert len(found) == 2 + 2 * number
+    for one, other in zip(found, reference, strict=True):
+        assert (one - other).norm() <= error * other.norm()
+    if precision == "bfloat16":  # else nothing was rounded
+        assert (found[2] - reference[2]).norm() > 1e-4 * reference[2].norm()
+
+
+def test_mish_and_its_slope_are_as_exact_as_pytorchs() -> None:
+    x = torch.linspace(-80, 80, 160_002).view(-1, 3).requires_grad_()
+    exact, theirs = x.detach().double().requires_grad_(), x.detach().clone().requires_grad_()
+    values = [hidden(x, identity(3), nn.Mish()), F.mish(exact), F.mish(theirs)]
+    for value in values:
+        value.sum().backward()
+    value, reference, other = values
+    assert ((value - reference) / reference).nan_to_num().abs().max() < 5e-7  # 0 / 0 at x = 0
+    assert x.grad is not None and exact.grad is not None and theirs.grad is not None
+    assert (x.grad - exact.grad).abs().max() <= 3 * (theirs.grad - exact.grad).abs().max()
+    assert not torch.equal(value, other)  # else the compiled pass was not what was tested
+
+
+@each_kind
+@each_layer
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_without_gradient_the_same_bits_and_x_untouched(kind: str, number: int, precision: str) -> None:
+    linears, x = layers(number), torch.randn(50, 24, generator=torch.Generator().manual_seed(0))
+    before = x.clone()
+    with precision_context(precision, "cpu"):
+        recorded = ours(x, linears, kind)
+        with torch.no_grad():
+            assert torch.equal(ours(x, linears, kind), recorded)
+    assert recorded.requires_grad
+    assert torch.equal(x, before)
+
+
+@each_kind
+def test_extremes(kind: str) -> None:
+    values = hidden(torch.tensor([[0.0], [-1e4], [1e4], [-100.0], [torch.inf]]), identity(1), KINDS[kind])
+    assert values[:, 0].tolist() == [0.0, pytest.approx(0.0, abs=1e-30), 1e4, pytest.approx(0.0, abs=1e-30), torch.inf]
+    assert hidden(torch.empty(0, 3), identity(3), KINDS[kind]).shape == (0, 3)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@each_kind
+def test_a_diverged_network_stays_visible(kind: str, precision: str) -> None:
+    with precision_context(precision, "cpu"):
+        assert hidden(torch.tensor([[torch.nan]]), identity(1), KINDS[kind]).isnan().all()
+
+
+def test_bfloat16_is_rounded_to_nearest() -> None:
+    x = torch.linspace(0.5, 300, 10_001)[:, None]
+    with precision_context("bfloat16", "cpu"):
+        value = hidden(x, identity(1), nn.ReLU())
+    assert torch.equal(value, x.bfloat16())
+
+
+@each_layer
+def test_only_what_is_asked_for(number: int) -> None:
+    linears = layers(number)
+    for layer in linears:
+        layer.requires_grad_(False)
+    assert len(gradients(ours, torch.randn(5, 24), linears, "mish")) == 2
+    linears = layers(number)
+    ours(torch.randn(5, 24), linears, "mish").sum().backward()
+    assert all(p.grad is not None for layer in linears for p in layer.parameters())
+
+
+@each_layer
+def test_a_second_derivative_is_refused(number: int) -> None:
+    x = torch.randn(5, 24, requires_grad=True)
+    (slope,) = torch.autograd.grad(ours(x, layers(number), "mish").square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()
+
+
+@each_kind
+@each_layer
+@pytest.mark.parametrize("shape", [(4, 24), (2, 3, 24)], ids=["double", "three dimensions"])
+def test_what_is_no_matrix_of_float32_is_pytorchs(kind: str, number: int, shape: tuple[int, ...]) -> None:
+    linears, x = layers(number), torch.randn(shape)
+    if len(shape) == 2:
+        linears, x = [layer.double() for layer in linears], x.double()
+    assert torch.equal(ours(x, linears, kind), plain(x, linears, kind))
+
+
+def test_many_threads_are_pytorchs() -> None:
+    linears, x = layers(1), torch.randn(64, 24)
+    torch.set_num_threads(MOST_THREADS + 1)
+    assert torch.equal(ours(x, linears, "mish"), plain(x, linears, "mish"))
