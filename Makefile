@@ -9,6 +9,7 @@ READY := $(VENV)/.ready
 READY_ALL := $(VENV)/.ready-all
 COMMA := ,
 WORKERS ?= 2
+PARALLEL = $(RUN) -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 .PHONY: quick test test-all lint clean
 
@@ -17,11 +18,12 @@ quick: $(READY)
 	$(RUN) -m benchmark.run --suite quick --out runs/quick
 
 test: lint
-	$(RUN) -m pytest --numprocesses $(WORKERS) --dist loadfile -m "not slow and not slurm and not robosuite"
+	$(PARALLEL) -m "not slow and not slurm and not robosuite"
 
 test-all: $(READY_ALL)
 	$(MAKE) test
-	$(RUN) -m pytest -m "slow or slurm or robosuite"
+	$(PARALLEL) -m "(slow or robosuite) and not slurm"
+	$(RUN) -m pytest -m slurm
 
 lint: $(READY)
 	$(RUN) -m ruff check .

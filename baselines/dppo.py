@@ -18,6 +18,7 @@ from otpr.critic import adamw
 from otpr.diffusion import DiffusionPolicy
 from otpr.method import ActionChunk, Rollout, Rule, TaskShape
 from otpr.networks import ValueNet, network_generator
+from otpr.precision import backward
 
 MICRO_BATCH = 4096  # samples per backward pass: gradients are accumulated, so that activations stay in the cache
 
@@ -162,7 +163,8 @@ class DPPO:
         first = torch.cat([self.first[None], ended[:-1]])
         self.first = torch.ones_like(ended[-1]) if self.shape.reset_at_iteration else ended[-1]
         rewards = self.reward_scaler(rollout.rewards, first) if settings.reward_scaling else rollout.rewards
-        values, next_values = self.critic(rollout.observations), self.critic(rollout.next_observations)  # (T, N)
+        states = (rollout.observations, rollout.next_observations)
+        values, next_values = (self.critic(part.flatten(0, 1)).view(ended.shape) for part in states)  # (T, N)
         terminated = rollout.terminated
         if settings.time_limit == "terminal":
             terminated = ended
@@ -189,7 +191,7 @@ class DPPO:
         loss = returns.new_zeros(())
         for part, weight in zip(states.split(MICRO_BATCH), counts.split(MICRO_BATCH), strict=True):
             value_loss = 0.5 * (weight * (self.critic(observations[part]) - returns[part]) ** 2).sum() / len(rows)
-            (self.settings.vf_coef * value_loss).backward()
+            backward([self.settings.vf_coef * value_loss])
             loss += value_loss.detach()
         self.critic_optimizer.step()
         return {"critic/value_loss": loss}
@@ -206,7 +208,7 @@ class DPPO:
             loss, metrics = self.policy_loss(*part)
             share = len(part[0]) / len(old)
             if train:
-                (loss * share).backward()
+                backward([loss * share])
             totals = {name: totals.get(name, 0.0) + value * share for name, value in metrics.items()}
         if train:
             self.actor_optimizer.step()

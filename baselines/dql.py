@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 
 from otpr.checks import check_choice, check_range
-from otpr.critic import Metrics, adamw, descend, frozen_copy, td_target, twin_q_loss, untrained
+from otpr.critic import (
+    Metrics,
+    adamw,
+    descend,
+    frozen_copy,
+    td_target,
+    twin_q_loss,
+    without_parameter_gradients,
+)
 from otpr.diffusion import DiffusionPolicy
 from otpr.method import ActionChunk, TaskShape
 from otpr.networks import TwinQ, network_generator, polyak_update
@@ -76,7 +84,7 @@ class DQL(OffPolicy):
     def actor_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """bc + eta q_loss on fresh actions with exploration noise, differentiated through all denoising steps."""
         actions = self.actor.sample(batch.observations, True, self.generator)
-        with untrained(self.critic):
+        with without_parameter_gradients(self.critic):
             q1, q2 = self.critic(batch.observations, actions)
         heads = torch.rand((), generator=self.generator, device=self.generator.device) > 0.5  # which of them is climbed
         q_loss = normalised_q_loss(torch.where(heads, q1, q2), torch.where(heads, q2, q1))

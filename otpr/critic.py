@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from otpr.networks import TwinQ, ValueNet, polyak_update
+from otpr.precision import backward
 from otpr.replay import Batch
 
 Metrics = dict[str, Tensor]
@@ -38,16 +39,15 @@ def twin_q_loss(q1: Tensor, q2: Tensor, target: Tensor) -> tuple[Tensor, Metrics
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """One optimiser step on `loss`, of which every parameter must be part."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-        parameter.grad = gradient
+    """One optimiser step on `loss`; gradients of other leaves in its graph are not accumulated."""
+    optimizer.zero_grad(set_to_none=True)
+    backward([loss], inputs=[p for group in optimizer.param_groups for p in group["params"]])
     optimizer.step()
 
 
 @contextmanager
-def untrained(module: nn.Module) -> Iterator[None]:
-    """No gradients of the parameters of what `module` evaluates inside; they are trainable afterwards."""
+def without_parameter_gradients(module: nn.Module) -> Iterator[None]:
+    """What `module`, all of it trainable, evaluates inside has gradients by its inputs alone."""
     module.requires_grad_(False)
     try:
         yield

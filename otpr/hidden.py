@@ -6,7 +6,7 @@ units that is more time than their products. With w = e^x and n = w (w + 2) Mish
 
     tanh(log(1 + w)) = n / (n + 2)        d/dx tanh(log(1 + w)) = 4 w (1 + w) / (n + 2)^2
 
-and its derivative is computed with the value, where the product's result was.
+its derivative is computed with the value, and overwrites the product's result.
 """
 
 # ruff: noqa: ANN001, ANN202 - numba infers the types of compiled functions
@@ -24,13 +24,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from otpr.compiling import compiled
-from otpr.precision import float32_products
 
-MOST_THREADS = 4  # a compiled pass takes one thread, and as long as PyTorch's own takes with six
-OPTIONS: Any = {
-    "fastmath": {"contract"},
-    "error_model": "numpy",
-}  # products and sums may fuse, all else is as written
+MOST_THREADS = 4  # a compiled pass takes one thread; that of Mish as long as PyTorch's own takes with six
+# products and sums may be fused, all else is as written
+OPTIONS: Any = {"fastmath": {"contract"}, "error_model": "numpy"}
 
 _f, _u32 = np.float32, np.uint32
 _LOG2E, _LN2_HIGH, _LN2_LOW = _f(1.44269504), _f(0.693359375), _f(-2.12194440e-4)  # ln 2 in two parts: no cancellation
@@ -126,12 +123,12 @@ def _chain(gradient, slope, rectified, product, sums):
 def _array(x: Tensor) -> np.ndarray:
     """A tensor's memory for the compiled passes: bfloat16 as uint16."""
     x = x.detach()
-    return x.view(torch.int16).numpy().view(np.uint16) if x.dtype == torch.bfloat16 else x.numpy()
+    return x.view(torch.uint16).numpy() if x.dtype == torch.bfloat16 else x.numpy()
 
 
-def _activate(z: Tensor, bias: Tensor, rectified: bool, slope: bool) -> tuple[Tensor, Tensor]:
-    """ReLU or Mish of z + bias, and what `_through` takes for its slope if it is asked for; z is overwritten."""
-    if slope and not rectified:
+def _activate(z: Tensor, bias: Tensor, rectified: bool, recorded: bool) -> tuple[Tensor, Tensor]:
+    """ReLU or Mish of z + bias, and what `_through` takes for its slope if it is recorded; z is overwritten."""
+    if recorded and not rectified:
         value = torch.empty_like(z)
         _mish_and_slope(_array(z), _array(bias), _array(value))
         return value, z
@@ -154,10 +151,10 @@ def _product_type() -> torch.dtype:
 
 class _Hidden(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, rectified: bool, slope: bool = True) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, rectified: bool) -> Tensor:
         """Activation of x (B, in) weight' (in, out) + bias."""
         x, weight = x.to(_product_type()), weight.to(_product_type())
-        value, slopes = _activate(x.mm(weight.t()), bias, rectified, slope)
+        value, slopes = _activate(x.mm(weight.t()), bias, rectified, ctx is not None)
         if ctx is not None:
             ctx.save_for_backward(x, weight, slopes)
             ctx.rectified = rectified
@@ -170,20 +167,17 @@ class _Hidden(torch.autograd.Function):
         x, weight, slopes = ctx.saved_tensors
         gradient, bias = _through(gradients[0], slopes, ctx.rectified)
         of_x, of_weight = ctx.needs_input_grad[:2]
-        with float32_products("cpu"):  # what is kept has its type already
-            return gradient.mm(weight) if of_x else None, gradient.t().mm(x) if of_weight else None, bias, None
+        return gradient.mm(weight) if of_x else None, gradient.t().mm(x) if of_weight else None, bias, None
 
 
 class _Residual(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, rectified: bool, slope: bool = True
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, rectified: bool) -> Tensor:
         """x + act(act(x) w1' + b1) w2' + b2 of x (B, dim)."""
-        kind = _product_type()
-        first, first_slopes = _activate(x.clone(), torch.zeros(x.shape[1]), rectified, slope)
+        kind, copy = _product_type(), x.clone(memory_format=torch.contiguous_format)
+        first, first_slopes = _activate(copy, torch.zeros(x.shape[1]), rectified, ctx is not None)
         first, w1, w2 = first.to(kind), w1.to(kind), w2.to(kind)
-        second, second_slopes = _activate(first.mm(w1.t()), b1, rectified, slope)
+        second, second_slopes = _activate(first.mm(w1.t()), b1, rectified, ctx is not None)
         if ctx is not None:
             ctx.save_for_backward(first, first_slopes, w1, second, second_slopes, w2)
             ctx.rectified = rectified
@@ -195,13 +189,12 @@ class _Residual(torch.autograd.Function):
         """The chain rule, of what needs it."""
         first, first_slopes, w1, second, second_slopes, w2 = ctx.saved_tensors
         of_x, of_weights = None, (None,) * 4
-        with float32_products("cpu"):
-            gradient = gradients[0].to(w2.dtype)
-            inner, of_b1 = _through(gradient.mm(w2), second_slopes, ctx.rectified)
-            if ctx.needs_input_grad[1]:
-                of_weights = (inner.t().mm(first), of_b1, gradient.t().mm(second), gradients[0].sum(0))
-            if ctx.needs_input_grad[0]:
-                of_x = _through(inner.mm(w1), first_slopes, ctx.rectified)[0].add_(gradients[0])
+        gradient = gradients[0].to(w2.dtype)
+        inner, of_b1 = _through(gradient.mm(w2), second_slopes, ctx.rectified)
+        if any(ctx.needs_input_grad[1:5]):
+            of_weights = (inner.t().mm(first), of_b1, gradient.t().mm(second), gradients[0].sum(0))
+        if ctx.needs_input_grad[0]:
+            of_x = _through(inner.mm(w1), first_slopes, ctx.rectified)[0].add_(gradients[0])
         return of_x, *of_weights, None
 
 
@@ -216,10 +209,10 @@ def _apply(function: type[torch.autograd.Function], activation: nn.Module, x: Te
     rectified = isinstance(activation, nn.ReLU)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *parameters)):
         return function.apply(x, *parameters, rectified)  # pyright: ignore[reportReturnType]
-    return function.forward(None, x, *parameters, rectified, False)
+    return function.forward(None, x, *parameters, rectified)
 
 
-def hidden(x: Tensor, layer: nn.Linear, activation: nn.Module) -> Tensor:
+def hidden_layer(x: Tensor, layer: nn.Linear, activation: nn.Module) -> Tensor:
     """activation(layer(x)) of x (B, in), (B, out), equal to PyTorch's to about 1e-6.
 
     Compiled for ReLU and Mish in float32, or under autocast to bfloat16, on the CPU; else PyTorch's.
@@ -229,8 +222,8 @@ def hidden(x: Tensor, layer: nn.Linear, activation: nn.Module) -> Tensor:
     return _apply(_Hidden, activation, x, layer.weight, layer.bias)
 
 
-def residual(x: Tensor, l1: nn.Linear, l2: nn.Linear, activation: nn.Module) -> Tensor:
-    """x + l2(act(l1(act(x)))) of x (B, dim), same shape; compiled as `hidden` is."""
+def residual_block(x: Tensor, l1: nn.Linear, l2: nn.Linear, activation: nn.Module) -> Tensor:
+    """x + l2(act(l1(act(x)))) of x (B, dim), same shape; compiled as `hidden_layer` is."""
     if not _fits(x, activation):
         return x + l2(activation(l1(activation(x))))
     return _apply(_Residual, activation, x, l1.weight, l1.bias, l2.weight, l2.bias)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from otpr.hidden import hidden, residual
+from otpr.hidden import hidden_layer, residual_block
 from otpr.precision import float32_products
 
 NoiseAt = Callable[[Tensor, int], Tensor]  # noisy chunks (B, H, A) and a step's number in its chain -> (B, H, A)
@@ -73,7 +73,11 @@ class MLP(nn.Module):
         for i, block in enumerate(before):
             layer, act = block.children()
             assert isinstance(layer, nn.Linear)
-            x = hidden(x, layer, act) if i else float32_layer(partial(hidden, layer=layer, activation=act), x)
+            x = (
+                hidden_layer(x, layer, act)
+                if i
+                else float32_layer(partial(hidden_layer, layer=layer, activation=act), x)
+            )
         return float32_layer(last, x)
 
 
@@ -88,7 +92,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., dim) to (..., dim)."""
-        return residual(x, self.l1, self.l2, self.act)
+        return residual_block(x, self.l1, self.l2, self.act)
 
 
 class ResidualMLP(nn.Module):
@@ -197,7 +201,7 @@ class DenoisingMLP(nn.Module):
         features, first, act, last = self.time_embedding
         assert isinstance(first, nn.Linear)
         with float32_products(timesteps.device.type):
-            return last(hidden(features(timesteps), first, act))
+            return last(hidden_layer(features(timesteps), first, act))
 
     def condition(self, observations: Tensor) -> Tensor:
         """What the first layer sees of observations (B, O): themselves or their encoding, (B, condition)."""

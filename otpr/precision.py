@@ -6,9 +6,11 @@ between hidden layers, forward and backward, take bfloat16 factors.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import Tensor
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -32,3 +34,14 @@ def float32_products(device_type: str) -> AbstractContextManager[object]:
     if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
+
+
+def backward(
+    tensors: Sequence[Tensor], gradients: Sequence[Tensor] | None = None, inputs: Sequence[Tensor] | None = None
+) -> None:
+    """`torch.autograd.backward` whose products have the types of the forward ones.
+
+    Inside autocast it would round the float32 factors of first and last layers.
+    """
+    with float32_products(tensors[0].device.type):
+        torch.autograd.backward(tensors, gradients, inputs=inputs)

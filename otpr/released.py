@@ -26,6 +26,7 @@ from otpr.duality import L2, marginal_errors
 from otpr.keypoints import Keypoints, jensen_shannon
 from otpr.method import ActionChunk
 from otpr.potentials import Potentials
+from otpr.precision import backward
 
 # Settings of `otpr.agent` that would do nothing here, or not what they say; of warm fits there are none.
 LACKING = (
@@ -94,7 +95,7 @@ class ReleasedOTPR(agent.OTPR):
             density = mask * L2().density(u[:, None] + v[None] - cost, self.settings.epsilon)
             gradients = [(density.mean(1) - 1) / size, (density.mean(0) - 1) / size]
         optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward([u, v], gradients)
+        backward([u, v], gradients)
         optimizer.step()
         return density
 

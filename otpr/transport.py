@@ -22,6 +22,7 @@ from torch import Tensor
 
 from otpr.duality import REGULARISERS, effective_share, marginal_errors, standardise_cost, zero_share
 from otpr.potentials import Potentials, TransportSettings
+from otpr.precision import backward
 
 Cost = Callable[[Tensor, Tensor], Tensor]  # observations (B, O), chunks (B, S, H, A) -> cost terms (B, S, C)
 
@@ -240,7 +241,7 @@ class Transport:
                         return step
                 gradients = [(density.mean(1) - 1) / size, (density.mean(0) - settings.action_bound) / size]
             self.optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward([u, v][: 1 + settings.uses_v], gradients[: 1 + settings.uses_v])
+            backward([u, v][: 1 + settings.uses_v], gradients[: 1 + settings.uses_v])
             self.optimizer.step()
         return steps
 

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from otpr.hidden import MOST_THREADS, hidden, residual
-from otpr.precision import precision_context
+from benchmark.speed.measuring import OperationCounter
+from otpr.hidden import MOST_THREADS, hidden_layer, residual_block
+from otpr.precision import backward, float32_products, precision_context
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 KINDS = {"relu": nn.ReLU(), "mish": nn.Mish()}
@@ -32,7 +33,7 @@ def plain(x: Tensor, linears: list[nn.Linear], kind: str) -> Tensor:
 
 
 def ours(x: Tensor, linears: list[nn.Linear], kind: str) -> Tensor:
-    return hidden(x, linears[0], KINDS[kind]) if len(linears) == 1 else residual(x, *linears, KINDS[kind])
+    return hidden_layer(x, linears[0], KINDS[kind]) if len(linears) == 1 else residual_block(x, *linears, KINDS[kind])
 
 
 def identity(width: int) -> nn.Linear:
@@ -48,7 +49,7 @@ def gradients(function: Callable[..., Tensor], x: Tensor, linears: list[nn.Linea
     """The value, then the gradients of the sum of its squares by x and by every parameter."""
     x = x.clone().requires_grad_()
     value = function(x, linears, kind)
-    value.float().square().sum().backward() if value.dtype == torch.bfloat16 else value.square().sum().backward()
+    backward([value.double().square().sum()])
     found = [x.grad, *(p.grad for layer in linears for p in layer.parameters())]
     return [value.detach(), *(gradient for gradient in found if gradient is not None)]
 
@@ -73,7 +74,7 @@ def test_values_and_gradients(kind: str, number: int, precision: str, error: flo
 def test_mish_and_its_slope_are_as_exact_as_pytorchs() -> None:
     x = torch.linspace(-80, 80, 160_002).view(-1, 3).requires_grad_()
     exact, theirs = x.detach().double().requires_grad_(), x.detach().clone().requires_grad_()
-    values = [hidden(x, identity(3), nn.Mish()), F.mish(exact), F.mish(theirs)]
+    values = [hidden_layer(x, identity(3), nn.Mish()), F.mish(exact), F.mish(theirs)]
     for value in values:
         value.sum().backward()
     value, reference, other = values
@@ -99,34 +100,73 @@ def test_without_gradient_the_same_bits_and_x_untouched(kind: str, number: int, 
 
 @each_kind
 def test_extremes(kind: str) -> None:
-    values = hidden(torch.tensor([[0.0], [-1e4], [1e4], [-100.0], [torch.inf]]), identity(1), KINDS[kind])
+    values = hidden_layer(torch.tensor([[0.0], [-1e4], [1e4], [-100.0], [torch.inf]]), identity(1), KINDS[kind])
     assert values[:, 0].tolist() == [0.0, pytest.approx(0.0, abs=1e-30), 1e4, pytest.approx(0.0, abs=1e-30), torch.inf]
-    assert hidden(torch.empty(0, 3), identity(3), KINDS[kind]).shape == (0, 3)
+    assert hidden_layer(torch.empty(0, 3), identity(3), KINDS[kind]).shape == (0, 3)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @each_kind
 def test_a_diverged_network_stays_visible(kind: str, precision: str) -> None:
     with precision_context(precision, "cpu"):
-        assert hidden(torch.tensor([[torch.nan]]), identity(1), KINDS[kind]).isnan().all()
+        assert hidden_layer(torch.tensor([[torch.nan]]), identity(1), KINDS[kind]).isnan().all()
 
 
 def test_bfloat16_is_rounded_to_nearest() -> None:
     x = torch.linspace(0.5, 300, 10_001)[:, None]
     with precision_context("bfloat16", "cpu"):
-        value = hidden(x, identity(1), nn.ReLU())
+        value = hidden_layer(x, identity(1), nn.ReLU())
     assert torch.equal(value, x.bfloat16())
 
 
 @each_layer
-def test_only_what_is_asked_for(number: int) -> None:
-    linears = layers(number)
+def test_only_what_is_asked_for_is_computed(number: int) -> None:
+    def products(x: Tensor, linears: list[nn.Linear]) -> float:
+        value, counter = ours(x, linears, "mish").sum(), OperationCounter()
+        with counter:
+            value.backward()
+        return counter.total / (2 * 5 * 24 * 24)
+
+    linears, x = layers(number), torch.randn(5, 24)
+    assert products(x.clone().requires_grad_(), linears) == 2 * number
+    assert products(x, linears) == 2 * number - 1  # none for x
     for layer in linears:
         layer.requires_grad_(False)
-    assert len(gradients(ours, torch.randn(5, 24), linears, "mish")) == 2
-    linears = layers(number)
-    ours(torch.randn(5, 24), linears, "mish").sum().backward()
-    assert all(p.grad is not None for layer in linears for p in layer.parameters())
+    assert products(x.clone().requires_grad_(), linears) == number
+    linears[-1].requires_grad_(True)
+    products(x, linears)
+    assert all((p.grad is not None) == p.requires_grad for p in linears[-1].parameters())
+
+
+@each_kind
+@each_layer
+def test_a_view_and_an_empty_batch(kind: str, number: int) -> None:
+    linears, x = layers(number), torch.randn(24, 7).t()
+    copied = gradients(ours, x.contiguous(), linears, kind)
+    for layer in linears:
+        layer.zero_grad()
+    for one, other in zip(gradients(ours, x, linears, kind), copied, strict=True):
+        assert torch.allclose(one, other, rtol=1e-5, atol=1e-6)
+    value, *found = gradients(ours, torch.empty(0, 24), layers(number), kind)
+    assert value.shape == (0, 24)
+    assert all(not gradient.any() for gradient in found)
+
+
+def test_backward_does_not_round_float32_factors() -> None:
+    """Autocast rounds those of PyTorch's own layers in a backward pass inside it."""
+    layer, x = layers(1)[0], torch.randn(64, 24)
+    found = []
+    for run in (lambda loss: loss.backward(), lambda loss: backward([loss])):
+        layer.zero_grad()
+        with precision_context("bfloat16", "cpu"):
+            with float32_products("cpu"):
+                loss = layer(x).square().sum()
+            run(loss)
+        found.append(layer.weight.grad)
+    layer.zero_grad()
+    layer(x).square().sum().backward()
+    assert torch.equal(found[1], layer.weight.grad)
+    assert not torch.equal(found[0], layer.weight.grad)
 
 
 @each_layer
