@@ -73,11 +73,8 @@ class MLP(nn.Module):
         for i, block in enumerate(before):
             layer, act = block.children()
             assert isinstance(layer, nn.Linear)
-            x = (
-                hidden_layer(x, layer, act)
-                if i
-                else float32_layer(partial(hidden_layer, layer=layer, activation=act), x)
-            )
+            evaluate = partial(hidden_layer, layer=layer, activation=act)
+            x = evaluate(x) if i else float32_layer(evaluate, x)
         return float32_layer(last, x)
 
 
