@@ -1,12 +1,12 @@
-"""Hidden layers on the CPU: products by PyTorch, what follows a product in one compiled pass over its result.
+"""Hidden layers on the CPU in few passes over memory: bias and activation overwrite the product's result.
 
-PyTorch takes a pass each for the bias, the activation, its derivative and the bias' gradient, and its Mish,
-x tanh(log(1 + e^x)) (Misra 2019), a logarithm, an exponential and a hyperbolic tangent per element: on critics with 256
-units that is more time than their products. With w = e^x and n = w (w + 2) Mish is rational,
+PyTorch's Mish, x tanh(log(1 + e^x)) (Misra 2019), takes a logarithm, an exponential and a hyperbolic tangent per
+element, in the backward pass once more: on critics with 256 units that is more time than their products. With w = e^x
+and n = w (w + 2) it is rational,
 
     tanh(log(1 + w)) = n / (n + 2)        d/dx tanh(log(1 + w)) = 4 w (1 + w) / (n + 2)^2
 
-its derivative is computed with the value, and overwrites the product's result.
+so that one compiled pass adds the bias and computes value and derivative.
 """
 
 # ruff: noqa: ANN001, ANN202 - numba infers the types of compiled functions
@@ -25,7 +25,7 @@ from torch.autograd.function import once_differentiable
 
 from otpr.compiling import compiled
 
-MOST_THREADS = 4  # a compiled pass takes one thread; that of Mish as long as PyTorch's own takes with six
+MOST_THREADS = 4  # the compiled pass takes one thread, and as long as PyTorch's Mish takes with six
 # products and sums may be fused, all else is as written
 OPTIONS: Any = {"fastmath": {"contract"}, "error_model": "numpy"}
 
@@ -76,14 +76,6 @@ def _write_as(array, i, j, value):
 
 
 @partial(compiled, **OPTIONS)
-def _relu(z, bias):
-    """The rectified z + bias (n,), in place of z (m, n)."""
-    for i in range(z.shape[0]):
-        for j in range(z.shape[1]):
-            _write(z, i, j, max(_read(z, i, j) + bias[j], _f(0.0)))
-
-
-@partial(compiled, **OPTIONS)
 def _mish(z, bias):
     """Mish of z + bias (n,), in place of z (m, n)."""
     for i in range(z.shape[0]):
@@ -108,18 +100,6 @@ def _mish_and_slope(z, bias, value):
             _write(z, i, j, t + x * (_f(4.0) * w * (_f(1.0) + w) * (inverse * inverse)))
 
 
-@partial(compiled, **OPTIONS)
-def _chain(gradient, slope, rectified, product, sums):
-    """gradient * slope (m, n) into product, column sums into sums (n,); where `rectified` the slope is slope > 0."""
-    sums[:] = _f(0.0)
-    for i in range(gradient.shape[0]):
-        for j in range(gradient.shape[1]):
-            g, s = _read(gradient, i, j), _read(slope, i, j)
-            g = (g if s > _f(0.0) else _f(0.0)) if rectified else g * s
-            _write(product, i, j, g)
-            sums[j] += g
-
-
 def _array(x: Tensor) -> np.ndarray:
     """A tensor's memory for the compiled passes: bfloat16 as uint16."""
     x = x.detach()
@@ -128,20 +108,26 @@ def _array(x: Tensor) -> np.ndarray:
 
 def _activate(z: Tensor, bias: Tensor, rectified: bool, recorded: bool) -> tuple[Tensor, Tensor]:
     """ReLU or Mish of z + bias, and what `_through` takes for its slope if it is recorded; z is overwritten."""
-    if recorded and not rectified:
-        value = torch.empty_like(z)
-        _mish_and_slope(_array(z), _array(bias), _array(value))
-        return value, z
-    (_relu if rectified else _mish)(_array(z), _array(bias))
-    return z, z
+    if rectified:
+        value = z.add_(bias).relu_()
+        return value, value
+    if not recorded:
+        _mish(_array(z), _array(bias))
+        return z, z
+    value = torch.empty_like(z)
+    _mish_and_slope(_array(z), _array(bias), _array(value))
+    return value, z
 
 
-def _through(gradient: Tensor, slope: Tensor, rectified: bool) -> tuple[Tensor, Tensor]:
-    """The gradient (m, n) before an activation, in `slope`'s type, and that of its bias (n,)."""
-    gradient = gradient.to(slope.dtype).contiguous()
-    product, sums = torch.empty_like(gradient), torch.empty(gradient.shape[1])
-    _chain(_array(gradient), _array(slope), rectified, _array(product), _array(sums))
-    return product, sums
+def _through(gradient: Tensor, slope: Tensor, rectified: bool) -> Tensor:
+    """The gradient (m, n) before an activation, in `slope`'s type; ReLU's slope is whether its value is positive."""
+    gradient = gradient.to(slope.dtype)
+    return torch.ops.aten.threshold_backward(gradient, slope, 0) if rectified else gradient * slope
+
+
+def _bias_gradient(gradient: Tensor) -> Tensor:
+    """Column sums (n,) of (m, n), in float32."""
+    return gradient.sum(0, dtype=torch.float32)
 
 
 def _product_type() -> torch.dtype:
@@ -165,17 +151,23 @@ class _Hidden(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The chain rule, of what needs it."""
         x, weight, slopes = ctx.saved_tensors
-        gradient, bias = _through(gradients[0], slopes, ctx.rectified)
-        of_x, of_weight = ctx.needs_input_grad[:2]
-        return gradient.mm(weight) if of_x else None, gradient.t().mm(x) if of_weight else None, bias, None
+        gradient = _through(gradients[0], slopes, ctx.rectified)
+        of_x = gradient.mm(weight) if ctx.needs_input_grad[0] else None
+        if not any(ctx.needs_input_grad[1:3]):
+            return of_x, None, None, None
+        return of_x, gradient.t().mm(x), _bias_gradient(gradient), None
 
 
 class _Residual(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, rectified: bool) -> Tensor:
         """x + act(act(x) w1' + b1) w2' + b2 of x (B, dim)."""
-        kind, copy = _product_type(), x.clone(memory_format=torch.contiguous_format)
-        first, first_slopes = _activate(copy, torch.zeros(x.shape[1]), rectified, ctx is not None)
+        kind = _product_type()
+        if rectified:
+            first = first_slopes = x.relu()
+        else:
+            copy = x.clone(memory_format=torch.contiguous_format)
+            first, first_slopes = _activate(copy, torch.zeros(x.shape[1]), rectified, ctx is not None)
         first, w1, w2 = first.to(kind), w1.to(kind), w2.to(kind)
         second, second_slopes = _activate(first.mm(w1.t()), b1, rectified, ctx is not None)
         if ctx is not None:
@@ -190,11 +182,12 @@ class _Residual(torch.autograd.Function):
         first, first_slopes, w1, second, second_slopes, w2 = ctx.saved_tensors
         of_x, of_weights = None, (None,) * 4
         gradient = gradients[0].to(w2.dtype)
-        inner, of_b1 = _through(gradient.mm(w2), second_slopes, ctx.rectified)
+        inner = _through(gradient.mm(w2), second_slopes, ctx.rectified)
         if any(ctx.needs_input_grad[1:5]):
-            of_weights = (inner.t().mm(first), of_b1, gradient.t().mm(second), gradients[0].sum(0))
+            of_l1, of_l2 = (inner.t().mm(first), _bias_gradient(inner)), (gradient.t().mm(second), gradients[0].sum(0))
+            of_weights = (*of_l1, *of_l2)
         if ctx.needs_input_grad[0]:
-            of_x = _through(inner.mm(w1), first_slopes, ctx.rectified)[0].add_(gradients[0])
+            of_x = _through(inner.mm(w1), first_slopes, ctx.rectified).add_(gradients[0])
         return of_x, *of_weights, None
 
 
