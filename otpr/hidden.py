@@ -192,7 +192,7 @@ class _Residual(torch.autograd.Function):
 
 
 def _fits(x: Tensor, activation: nn.Module) -> bool:
-    """Whether the compiled passes are for this input and activation."""
+    """Whether this input and activation go the way of few passes."""
     known = isinstance(activation, nn.ReLU | nn.Mish) and x.dtype in (torch.float32, torch.bfloat16)
     return known and x.device.type == "cpu" and x.dim() == 2 and torch.get_num_threads() <= MOST_THREADS
 
@@ -208,7 +208,7 @@ def _apply(function: type[torch.autograd.Function], activation: nn.Module, x: Te
 def hidden_layer(x: Tensor, layer: nn.Linear, activation: nn.Module) -> Tensor:
     """activation(layer(x)) of x (B, in), (B, out), equal to PyTorch's to about 1e-6.
 
-    Compiled for ReLU and Mish in float32, or under autocast to bfloat16, on the CPU; else PyTorch's.
+    In few passes for ReLU and Mish in float32, or under autocast to bfloat16, on the CPU; else by PyTorch's modules.
     """
     if not _fits(x, activation):
         return activation(layer(x))
@@ -216,7 +216,7 @@ def hidden_layer(x: Tensor, layer: nn.Linear, activation: nn.Module) -> Tensor:
 
 
 def residual_block(x: Tensor, l1: nn.Linear, l2: nn.Linear, activation: nn.Module) -> Tensor:
-    """x + l2(act(l1(act(x)))) of x (B, dim), same shape; compiled as `hidden_layer` is."""
+    """x + l2(act(l1(act(x)))) of x (B, dim), same shape, where `hidden_layer` takes few passes in few as well."""
     if not _fits(x, activation):
         return x + l2(activation(l1(activation(x))))
     return _apply(_Residual, activation, x, l1.weight, l1.bias, l2.weight, l2.bias)
