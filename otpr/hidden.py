@@ -6,123 +6,47 @@ and n = w (w + 2) it is rational,
 
     tanh(log(1 + w)) = n / (n + 2)        d/dx tanh(log(1 + w)) = 4 w (1 + w) / (n + 2)^2
 
-so that one compiled pass adds the bias and computes value and derivative.
+so that one compiled pass adds the bias and computes value and derivative. In bfloat16 the passes read and write the
+rounded matrices that products take, without copies in float32.
 """
-
-# ruff: noqa: ANN001, ANN202 - numba infers the types of compiled functions
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
-import numba
-import numpy as np
 import torch
-from numba.extending import overload
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from otpr.compiling import compiled
-
-MOST_THREADS = 4  # the compiled pass takes one thread, and as long as PyTorch's Mish takes with six
-# products and sums may be fused, all else is as written
-OPTIONS: Any = {"fastmath": {"contract"}, "error_model": "numpy"}
-
-_f, _u32 = np.float32, np.uint32
-_LOG2E, _LN2_HIGH, _LN2_LOW = _f(1.44269504), _f(0.693359375), _f(-2.12194440e-4)  # ln 2 in two parts: no cancellation
-_LEAST, _MOST = _f(-87.0), _f(20.0)  # of the exponent: float32 has no normal numbers below; Mish is x above
-# exp(r) = 1 + r + r^2 p(r) for |r| <= ln(2) / 2: Cephes' minimax polynomial, highest power first
-_P5, _P4, _P3, _P2, _P1, _P0 = map(
-    _f, (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
-)
-
-
-@numba.njit(inline="always", **OPTIONS)
-def _exp(z):
-    """exp(z) of a float32 z in [-87, 87], to 1e-7; written out, since LLVM turns no call of exp into vector code."""
-    whole = np.floor(z * _LOG2E + _f(0.5))
-    r = z - whole * _LN2_HIGH - whole * _LN2_LOW
-    p = ((((_P5 * r + _P4) * r + _P3) * r + _P2) * r + _P1) * r + _P0
-    power = np.int32((np.int32(whole) + np.int32(127)) << np.int32(23))  # the bits of 2^whole
-    return (p * r * r + r + _f(1.0)) * power.view(np.float32)
-
-
-def _read(array, i, j) -> Any:
-    """array[i, j] as float32; bfloat16 comes as its bits in uint16."""
-
-
-def _write(array, i, j, value):
-    """A float32 value into array[i, j], rounded to the nearest bfloat16, ties to even, where it holds those."""
-
-
-@overload(_read, jit_options=OPTIONS)
-def _read_as(array, i, j):
-    if array.dtype == numba.uint16:
-        return lambda array, i, j: _u32(_u32(array[i, j]) << _u32(16)).view(np.float32)
-    return lambda array, i, j: array[i, j]
-
-
-@overload(_write, jit_options=OPTIONS)
-def _write_as(array, i, j, value):
-    def rounded(array, i, j, value):
-        bits = _f(value).view(np.uint32)
-        array[i, j] = np.uint16(_u32(bits + _u32(0x7FFF) + ((bits >> _u32(16)) & _u32(1))) >> _u32(16))
-
-    def whole(array, i, j, value):
-        array[i, j] = value
-
-    return rounded if array.dtype == numba.uint16 else whole
-
-
-@partial(compiled, **OPTIONS)
-def _mish(z, bias):
-    """Mish of z + bias (n,), in place of z (m, n)."""
-    for i in range(z.shape[0]):
-        for j in range(z.shape[1]):
-            x = _read(z, i, j) + bias[j]
-            w = _exp(min(max(x, _LEAST), _MOST))
-            n = w * (w + _f(2.0))
-            _write(z, i, j, x * (n * (_f(1.0) / (n + _f(2.0)))))
-
-
-@partial(compiled, **OPTIONS)
-def _mish_and_slope(z, bias, value):
-    """Mish of z + bias (n,) into value (m, n) and its derivative in place of z (m, n)."""
-    for i in range(z.shape[0]):
-        for j in range(z.shape[1]):
-            x = _read(z, i, j) + bias[j]
-            w = _exp(min(max(x, _LEAST), _MOST))
-            n = w * (w + _f(2.0))
-            inverse = _f(1.0) / (n + _f(2.0))
-            t = n * inverse
-            _write(value, i, j, x * t)
-            _write(z, i, j, t + x * (_f(4.0) * w * (_f(1.0) + w) * (inverse * inverse)))
-
-
-def _array(x: Tensor) -> np.ndarray:
-    """A tensor's memory for the compiled passes: bfloat16 as uint16."""
-    x = x.detach()
-    return x.view(torch.uint16).numpy() if x.dtype == torch.bfloat16 else x.numpy()
+from otpr.passes import mish, mish_and_slope, mish_and_slope_of, mish_of, plus, plus_of, relu, relu_of, run_pass
 
 
 def _activate(z: Tensor, bias: Tensor, rectified: bool, recorded: bool) -> tuple[Tensor, Tensor]:
     """ReLU or Mish of z + bias, and what `_through` takes for its slope if it is recorded; z is overwritten."""
-    if rectified:
-        value = z.add_(bias).relu_()
-        return value, value
-    if not recorded:
-        _mish(_array(z), _array(bias))
+    if rectified or not recorded:
+        run_pass(relu if rectified else mish, bias, z)
         return z, z
     value = torch.empty_like(z)
-    _mish_and_slope(_array(z), _array(bias), _array(value))
+    run_pass(mish_and_slope, bias, z, value)
     return value, z
 
 
+def _activate_first(x: Tensor, kind: torch.dtype, rectified: bool, recorded: bool) -> tuple[Tensor, Tensor]:
+    """The same of x (m, n) alone, in type `kind`."""
+    bias, value = torch.zeros(x.shape[1]), torch.empty(x.shape, dtype=kind)
+    if rectified or not recorded:
+        run_pass(relu_of if rectified else mish_of, bias, x, value)
+        return value, value
+    slope = torch.empty_like(value)
+    run_pass(mish_and_slope_of, bias, x, value, slope)
+    return value, slope
+
+
 def _through(gradient: Tensor, slope: Tensor, rectified: bool) -> Tensor:
-    """The gradient (m, n) before an activation, in `slope`'s type; ReLU's slope is whether its value is positive."""
-    gradient = gradient.to(slope.dtype)
-    return torch.ops.aten.threshold_backward(gradient, slope, 0) if rectified else gradient * slope
+    """The gradient (m, n) before an activation, in place; ReLU's slope is whether its value is positive."""
+    if rectified:
+        return torch.ops.aten.threshold_backward.grad_input(gradient, slope, 0, grad_input=gradient)
+    return gradient.mul_(slope)
 
 
 def _bias_gradient(gradient: Tensor) -> Tensor:
@@ -133,6 +57,16 @@ def _bias_gradient(gradient: Tensor) -> Tensor:
 def _product_type() -> torch.dtype:
     """The type of factors here: bfloat16 under autocast."""
     return torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
+
+
+def _plus(product: Tensor, x: Tensor, bias: Tensor) -> Tensor:
+    """product + x + bias in float32, in place of a product in float32."""
+    if product.dtype == torch.float32:
+        run_pass(plus, bias, product, x)
+        return product
+    value = torch.empty(product.shape)
+    run_pass(plus_of, bias, product, x, value)
+    return value
 
 
 class _Hidden(torch.autograd.Function):
@@ -151,7 +85,8 @@ class _Hidden(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The chain rule, of what needs it."""
         x, weight, slopes = ctx.saved_tensors
-        gradient = _through(gradients[0], slopes, ctx.rectified)
+        gradient = gradients[0].to(slopes.dtype)
+        gradient = torch.ops.aten.threshold_backward(gradient, slopes, 0) if ctx.rectified else gradient * slopes
         of_x = gradient.mm(weight) if ctx.needs_input_grad[0] else None
         if not any(ctx.needs_input_grad[1:3]):
             return of_x, None, None, None
@@ -162,18 +97,13 @@ class _Residual(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, rectified: bool) -> Tensor:
         """x + act(act(x) w1' + b1) w2' + b2 of x (B, dim)."""
-        kind = _product_type()
-        if rectified:
-            first = first_slopes = x.relu()
-        else:
-            copy = x.clone(memory_format=torch.contiguous_format)
-            first, first_slopes = _activate(copy, torch.zeros(x.shape[1]), rectified, ctx is not None)
-        first, w1, w2 = first.to(kind), w1.to(kind), w2.to(kind)
+        x, w1, w2 = x.contiguous(), w1.to(_product_type()), w2.to(_product_type())
+        first, first_slopes = _activate_first(x, w1.dtype, rectified, ctx is not None)
         second, second_slopes = _activate(first.mm(w1.t()), b1, rectified, ctx is not None)
         if ctx is not None:
             ctx.save_for_backward(first, first_slopes, w1, second, second_slopes, w2)
             ctx.rectified = rectified
-        return second.mm(w2.t()).to(x.dtype).add_(x).add_(b2)
+        return _plus(second.mm(w2.t()), x, b2)
 
     @staticmethod
     @once_differentiable
@@ -187,14 +117,15 @@ class _Residual(torch.autograd.Function):
             of_l1, of_l2 = (inner.t().mm(first), _bias_gradient(inner)), (gradient.t().mm(second), gradients[0].sum(0))
             of_weights = (*of_l1, *of_l2)
         if ctx.needs_input_grad[0]:
-            of_x = _through(inner.mm(w1), first_slopes, ctx.rectified).add_(gradients[0])
+            before = _through(inner.mm(w1), first_slopes, ctx.rectified)
+            of_x = _plus(before, gradients[0].contiguous(), torch.zeros(before.shape[1]))
         return of_x, *of_weights, None
 
 
 def _fits(x: Tensor, activation: nn.Module) -> bool:
     """Whether this input and activation go the way of few passes."""
     known = isinstance(activation, nn.ReLU | nn.Mish) and x.dtype in (torch.float32, torch.bfloat16)
-    return known and x.device.type == "cpu" and x.dim() == 2 and torch.get_num_threads() <= MOST_THREADS
+    return known and x.device.type == "cpu" and x.dim() == 2
 
 
 def _apply(function: type[torch.autograd.Function], activation: nn.Module, x: Tensor, *parameters: Tensor) -> Tensor:

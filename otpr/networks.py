@@ -228,7 +228,7 @@ class DenoisingMLP(nn.Module):
 
         def noise_at(x: Tensor, step: int) -> Tensor:
             with float32_products(device_type):
-                hidden = F.linear(x.flatten(1), x_weight, of_steps[step]) + of_observations
+                hidden = (of_observations + of_steps[step]).addmm_(x.flatten(1), x_weight.t())
             return self.mlp_mean.after_first(hidden).view(x.shape)
 
         return noise_at

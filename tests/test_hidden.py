@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmark.speed.measuring import OperationCounter
-from otpr.hidden import MOST_THREADS, hidden_layer, residual_block
+from otpr import passes
+from otpr.hidden import hidden_layer, residual_block
 from otpr.networks import linear
 from otpr.precision import backward, float32_products, precision_context
 
@@ -49,6 +51,15 @@ def identity(width: int) -> nn.Linear:
         layer.weight.copy_(torch.eye(width))
         layer.bias.zero_()
     return layer
+
+
+def reproducible_product(one: Tensor, other: Tensor) -> Tensor:
+    """Their matrix product, whose bits do not depend on the number of threads, unlike those of a BLAS."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    product = torch.matmul(one, other)
+    torch.set_num_threads(threads)
+    return product
 
 
 def gradients(function: Callable[..., Tensor], x: Tensor, linears: list[nn.Linear], kind: str) -> list[Tensor]:
@@ -194,7 +205,24 @@ def test_what_is_no_matrix_of_float32_is_pytorchs(kind: str, number: int, shape:
     assert torch.equal(ours(x, linears, kind), plain(x, linears, kind))
 
 
-def test_many_threads_are_pytorchs() -> None:
-    linears, x = layers(1), normal(64, 24)
-    torch.set_num_threads(MOST_THREADS + 1)
-    assert torch.equal(ours(x, linears, "mish"), plain(x, linears, "mish"))
+@each_kind
+@each_layer
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_number_of_threads_changes_no_bit(
+    kind: str, number: int, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    linears, x = layers(number, width=96), normal(1001, 96)
+    assert x.numel() > 5 * passes.LEAST_PER_THREAD
+    assert sys.platform != "linux" or passes._openmp() is not None  # else one thread would be compared with itself
+    monkeypatch.setattr(torch.Tensor, "mm", reproducible_product)
+    found = []
+    for threads, parallel in ((1, True), (2, True), (5, True), (5, False)):
+        torch.set_num_threads(threads)
+        if not parallel:
+            monkeypatch.setattr(passes, "_openmp", lambda: None)
+        for layer in linears:
+            layer.zero_grad()
+        with precision_context(precision, "cpu"):
+            found.append(gradients(ours, x, linears, kind))
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))

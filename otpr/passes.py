@@ -1,0 +1,235 @@
+"""Compiled passes over the rows of matrices, on the threads of PyTorch's own OpenMP library.
+
+A pass does in one sweep over memory what PyTorch does in several. numba compiles it, so that no compiler is needed on
+the user's machine. Threads of numba's would wake and wait beside PyTorch's: that takes as long as a pass. Hence
+`GOMP_parallel` of the library that PyTorch computes with (GNU's, or LLVM's and Intel's under the same name) runs it on
+the team that has just finished a product. Where there is none a pass takes one thread. Every element is computed by
+itself, so that the number of threads changes no bit.
+"""
+
+# ruff: noqa: ANN001, ANN201, ANN202 - numba infers the types of compiled functions
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import numba
+import numpy as np
+import torch
+from numba import carray, types
+from numba.extending import intrinsic, overload, register_jitable
+from torch import Tensor
+
+Row = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int], None]  # bias, up to three matrices, a row's index
+
+# products and sums may be fused, all else is as written
+OPTIONS: Any = {"fastmath": {"contract"}, "error_model": "numpy"}
+
+LEAST_PER_THREAD = 16_384  # elements; fewer take less time than waking a thread does
+BLOCKS_PER_THREAD = 4  # of rows: who wakes first takes more
+_CALL = ctypes.c_int64 * 8  # next row, rows, columns, rows in a block, addresses of the bias and the three matrices
+_ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)  # of a compiled pass
+_f, _u32 = np.float32, np.uint32
+_LOG2E, _LN2_HIGH, _LN2_LOW = _f(1.44269504), _f(0.693359375), _f(-2.12194440e-4)  # ln 2 in two parts: no cancellation
+_LEAST, _MOST = _f(-87.0), _f(20.0)  # of the exponent: float32 has no normal numbers below; Mish is x above
+# exp(r) = 1 + r + r^2 p(r) for |r| <= ln(2) / 2: Cephes' minimax polynomial, highest power first
+_P5, _P4, _P3, _P2, _P1, _P0 = map(
+    _f, (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+)
+_inner, _builtin = register_jitable(**OPTIONS), cast(Any, intrinsic)  # which is typed as if called with its context
+
+
+def _read(array, i, j) -> Any:
+    """array[i, j] as float32; bfloat16 comes as its bits in uint16."""
+
+
+def _write(array, i, j, value):
+    """A float32 value into array[i, j], rounded to the nearest bfloat16, ties to even, where it holds those."""
+
+
+@overload(_read, jit_options=OPTIONS)
+def _read_as(array, i, j):
+    if array.dtype == numba.uint16:
+        return lambda array, i, j: _u32(_u32(array[i, j]) << _u32(16)).view(np.float32)
+    return lambda array, i, j: array[i, j]
+
+
+@overload(_write, jit_options=OPTIONS)
+def _write_as(array, i, j, value):
+    def rounded(array, i, j, value):
+        bits = np.float32(value).view(np.uint32)
+        array[i, j] = np.uint16(_u32(bits + _u32(0x7FFF) + ((bits >> _u32(16)) & _u32(1))) >> _u32(16))
+
+    def whole(array, i, j, value):
+        array[i, j] = value
+
+    return rounded if array.dtype == numba.uint16 else whole
+
+
+@_inner
+def _exp(z):
+    """exp(z) of a float32 z in [-87, 87], to 1e-7; written out, since LLVM turns no call of exp into vector code."""
+    whole = np.floor(z * _LOG2E + _f(0.5))
+    r = z - whole * _LN2_HIGH - whole * _LN2_LOW
+    p = ((((_P5 * r + _P4) * r + _P3) * r + _P2) * r + _P1) * r + _P0
+    power = np.int32((np.int32(whole) + np.int32(127)) << np.int32(23))  # the bits of 2^whole
+    return (p * r * r + r + _f(1.0)) * power.view(np.float32)
+
+
+@_inner
+def _gate(x):
+    """tanh(log(1 + e^x)) and its derivative."""
+    w = _exp(min(max(x, _LEAST), _MOST))
+    n = w * (w + _f(2.0))
+    inverse = _f(1.0) / (n + _f(2.0))
+    return n * inverse, _f(4.0) * w * (_f(1.0) + w) * (inverse * inverse)
+
+
+@_inner
+def _rectified(x):
+    return x if not x < 0 else _f(0.0)  # NaN stays
+
+
+@_inner
+def relu(bias, z, _two, _three, i):
+    """ReLU of z + bias, in place."""
+    for j in range(bias.size):
+        _write(z, i, j, _rectified(_read(z, i, j) + bias[j]))
+
+
+@_inner
+def relu_of(bias, x, value, _three, i):
+    """ReLU of x + bias into `value`."""
+    for j in range(bias.size):
+        _write(value, i, j, _rectified(_read(x, i, j) + bias[j]))
+
+
+@_inner
+def mish(bias, z, _two, _three, i):
+    """Mish of z + bias, in place."""
+    for j in range(bias.size):
+        x = _read(z, i, j) + bias[j]
+        _write(z, i, j, x * _gate(x)[0])
+
+
+@_inner
+def mish_of(bias, x, value, _three, i):
+    """Mish of x + bias into `value`."""
+    for j in range(bias.size):
+        y = _read(x, i, j) + bias[j]
+        _write(value, i, j, y * _gate(y)[0])
+
+
+@_inner
+def mish_and_slope(bias, z, value, _three, i):
+    """Mish of z + bias into `value`, its derivative in place of z."""
+    for j in range(bias.size):
+        x = _read(z, i, j) + bias[j]
+        gate, change = _gate(x)
+        _write(value, i, j, x * gate)
+        _write(z, i, j, gate + x * change)
+
+
+@_inner
+def mish_and_slope_of(bias, x, value, slope, i):
+    """Mish of x + bias into `value`, its derivative into `slope`."""
+    for j in range(bias.size):
+        y = _read(x, i, j) + bias[j]
+        gate, change = _gate(y)
+        _write(value, i, j, y * gate)
+        _write(slope, i, j, gate + y * change)
+
+
+@_inner
+def plus(bias, z, x, _three, i):
+    """z + x + bias, in place of z."""
+    for j in range(bias.size):
+        _write(z, i, j, _read(z, i, j) + (_read(x, i, j) + bias[j]))
+
+
+@_inner
+def plus_of(bias, z, x, value, i):
+    """z + x + bias into `value`."""
+    for j in range(bias.size):
+        _write(value, i, j, _read(z, i, j) + (_read(x, i, j) + bias[j]))
+
+
+@_builtin
+def _pointer(typing_context, address) -> Any:
+    """An address as a pointer."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
+
+    return types.voidptr(types.int64), generate
+
+
+@_builtin
+def _take(typing_context, counter, amount) -> Any:
+    """The number that `counter` points to, which grows by `amount`, whatever other threads do at the time."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.atomic_rmw("add", *arguments, "seq_cst")
+
+    return types.int64(types.CPointer(types.int64), types.int64), generate
+
+
+@cache
+def _compiled(row: Row, first: Any, second: Any, third: Any) -> Any:
+    """What every thread runs, for matrices of these element types: blocks of rows until none is left."""
+
+    def run(call):
+        rows, columns, block = call[1], call[2], call[3]
+        bias = carray(_pointer(call[4]), (columns,), np.float32)
+        one = carray(_pointer(call[5]), (rows, columns), first)
+        two = carray(_pointer(call[6]), (rows, columns), second)
+        three = carray(_pointer(call[7]), (rows, columns), third)
+        while True:
+            start = _take(call, block)
+            if start >= rows:
+                break
+            for i in range(start, min(start + block, rows)):
+                row(bias, one, two, three, i)
+
+    signature = types.void(types.CPointer(types.int64))
+    try:
+        return numba.cfunc(signature, cache=True, **OPTIONS)(run)
+    except RuntimeError:  # numba finds no writable cache folder: compile in this process
+        return numba.cfunc(signature, **OPTIONS)(run)
+
+
+@cache
+def _openmp() -> Any:
+    """`GOMP_parallel` of the OpenMP library that PyTorch is linked with, None where there is none."""
+    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
+        try:
+            parallel = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / name)).GOMP_parallel
+        except (OSError, AttributeError):
+            continue
+        parallel.argtypes, parallel.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint), None
+        return parallel
+    return None
+
+
+def run_pass(row: Row, bias: Tensor, *matrices: Tensor) -> None:
+    """Do one of the passes above to up to three matrices (m, n), float32 or bfloat16, contiguous, on the CPU.
+
+    Args:
+        row: `relu` and those after it.
+        bias: float32 (n,), contiguous.
+        matrices: as many as the pass names, none twice.
+    """
+    given = (*matrices, *[matrices[-1]] * 2)[:3]
+    entry = _compiled(row, *(np.uint16 if tensor.dtype == torch.bfloat16 else np.float32 for tensor in given))
+    (rows, columns), parallel = matrices[0].shape, _openmp()
+    threads = max(1, min(torch.get_num_threads(), rows * columns // LEAST_PER_THREAD)) if parallel else 1
+    block = rows // (BLOCKS_PER_THREAD * threads) + 1
+    call = _CALL(0, rows, columns, block, *(tensor.data_ptr() for tensor in (bias, *given)))
+    if threads == 1:
+        _ENTRY(entry.address)(ctypes.addressof(call))
+    else:
+        parallel(entry.address, ctypes.addressof(call), threads, 0)
