@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +21,29 @@ from benchmark.run import Arguments, main
 from benchmark.store import read_json, write_json
 
 submitit = pytest.importorskip("submitit")
+
+
+PAGES_TAKEN = """
+import resource, sys, torch
+from benchmark.launch.resources import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+for _ in range(20):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    held = [torch.zeros(1 << 20) for _ in range(8)]
+    del held
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no other allocator is told anything")
+def test_freed_memory_is_kept() -> None:
+    given_back, kept = (
+        int(subprocess.run([sys.executable, "-c", PAGES_TAKEN, how], capture_output=True, text=True).stdout)
+        for how in ("as it comes", "keep")
+    )
+    assert given_back > 1000  # pages of 4 KiB, or the test shows nothing
+    assert kept < given_back / 20
 
 
 @pytest.mark.parametrize(

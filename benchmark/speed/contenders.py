@@ -14,6 +14,7 @@ import torch
 
 from benchmark.envs import make_env
 from benchmark.finetune import Collector
+from benchmark.launch.resources import keep_freed_memory
 from benchmark.methods import resolve_settings
 from benchmark.seeding import BASE_SEED, Streams
 from benchmark.speed.learning import PROTOCOL, TASK, make_method, synthetic_rollout, update_once, weak_normalizer
@@ -96,6 +97,8 @@ class Learner:
     """
 
     def __init__(self, contender: Contender, envs: int, chunks: int, threads: int) -> None:
+        if not contender.plain:
+            keep_freed_memory()  # as every run of ours does
         self.contender, self.counter = contender, OperationCounter()
         self.fit_seconds, self.fit_operations = 0.0, 0
         self.collector = self._collector(envs, chunks, threads)  # before torch starts threads: it may fork

@@ -20,6 +20,7 @@ import torch
 
 from benchmark.envs import make_env
 from benchmark.finetune import Collector
+from benchmark.launch.resources import keep_freed_memory
 from benchmark.methods import get_arm, resolve_settings, uses_demonstrations
 from benchmark.policies.demonstrations import load_demonstrations
 from benchmark.seeding import BASE_SEED, Streams
@@ -123,6 +124,7 @@ def growth_of(name: str, axis: str, base: Work, sizes: Sizes) -> list[Row]:
 def memory_over_time(name: str, work: Work, iterations: int) -> list[int]:
     """Resident memory in bytes after each iteration."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     loop, memory = Loop(name, work), []
     for _ in range(iterations):
         loop.iterate()
