@@ -9,13 +9,14 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from otpr.hidden import hidden_layer, residual_block
-from otpr.precision import float32_products
+from otpr.hidden import hidden_layer
+from otpr.precision import float32_products, product_type
 
 NoiseAt = Callable[[Tensor, int], Tensor]  # noisy chunks (B, H, A) and a step's number in its chain -> (B, H, A)
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "mish": nn.Mish, "silu": nn.SiLU, "tanh": nn.Tanh}
@@ -70,10 +71,11 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., dims[0]) to (..., dims[-1])."""
         *before, last = self.moduleList
-        for i, block in enumerate(before):
+        kinds = [product_type(x.device.type)] * (len(before) - 1) + [torch.float32]
+        for i, (block, kind) in enumerate(zip(before, kinds, strict=True)):
             layer, act = block.children()
             assert isinstance(layer, nn.Linear)
-            evaluate = partial(hidden_layer, layer=layer, activation=act)
+            evaluate = partial(hidden_layer, weight=layer.weight, bias=layer.bias, activation=act, result=kind)
             x = evaluate(x) if i else float32_layer(evaluate, x)
         return float32_layer(last, x)
 
@@ -89,11 +91,19 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., dim) to (..., dim)."""
-        return residual_block(x, self.l1, self.l2, self.act)
+        return x + self.l2(hidden_layer(self.act(x), self.l1.weight, self.l1.bias, self.act))
 
 
 class ResidualMLP(nn.Module):
     """Input layer, one residual block per two further hidden layers, output layer. Keys ``layers.{i}``.
+
+    With one block there are only sums between its second layer and the output layer, and between the input layer and
+    the skip connection: with u = act(W_1 act(W x + b) + b_1),
+
+        W_o (W x + b + W_2 u + b_2) + b_o = (W_o W_2) u + (W_o W) x + W_o (b + b_2) + b_o
+
+    The right side is evaluated, forward and backward: half of the products of hidden width. It is the same function of
+    the same parameters, rounded elsewhere.
 
     Raises:
         ValueError: hidden layers not all of one width, or their number not odd.
@@ -111,20 +121,62 @@ class ResidualMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., dims[0]) to (..., dims[-1])."""
-        return self.after_first(float32_layer(self.first, x))
+        if not self.single:
+            return self.after_first(float32_layer(self.first, x))
+        kind, (matrix, offset) = product_type(x.device.type), self.output()
+        with float32_products(x.device.type):
+            x = x.float()
+            hidden = hidden_layer(x, self.first.weight, self.first.bias, self.block.act, result=kind)
+            skip_bias = F.linear(self.first.bias, self.last.weight, offset)
+            skip = F.linear(x, self.last.weight @ self.first.weight, skip_bias)
+        return self.after_activation(hidden, skip, matrix)
 
     @property
     def first(self) -> nn.Linear:
         """The input layer."""
-        layer = self.layers[0]
-        assert isinstance(layer, nn.Linear)
-        return layer
+        return cast(nn.Linear, self.layers[0])
+
+    @property
+    def last(self) -> nn.Linear:
+        """The output layer."""
+        return cast(nn.Linear, self.layers[-1])
+
+    @property
+    def single(self) -> bool:
+        """Whether there is one block."""
+        return len(self.layers) == 3
+
+    @property
+    def block(self) -> ResidualBlock:
+        """The first block."""
+        return cast(ResidualBlock, self.layers[1])
+
+    def output(self) -> tuple[Tensor, Tensor]:
+        """W_o W_2 (dims[-1], hidden) and W_o b_2 + b_o (dims[-1],) of a single block, in float32."""
+        inner, last = self.block.l2, self.last
+        with float32_products(last.weight.device.type):
+            return last.weight @ inner.weight, F.linear(inner.bias, last.weight, last.bias)
+
+    def after_activation(self, hidden: Tensor, skip: Tensor, matrix: Tensor) -> Tensor:
+        """All that follows the first activation of a single block.
+
+        Args:
+            hidden: (B, hidden), act(W x + b).
+            skip: (B, dims[-1]), what reaches the output beside the block.
+            matrix: W_o W_2, see `output`.
+
+        Returns:
+            (B, dims[-1]).
+        """
+        inner = hidden_layer(hidden, self.block.l1.weight, self.block.l1.bias, self.block.act, result=torch.float32)
+        with float32_products(hidden.device.type):
+            return F.linear(inner, matrix) + skip
 
     def after_first(self, x: Tensor) -> Tensor:
-        """All layers but the first, (..., dims[1]) to (..., dims[-1])."""
+        """All layers but the first, one by one, (..., dims[1]) to (..., dims[-1])."""
         for layer in self.layers[1:-1]:
             x = layer(x)
-        return float32_layer(self.layers[-1], x)
+        return float32_layer(self.last, x)
 
 
 def build_mlp(residual: bool) -> Callable[[Sequence[int], str, torch.Generator], nn.Module]:
@@ -198,7 +250,7 @@ class DenoisingMLP(nn.Module):
         features, first, act, last = self.time_embedding
         assert isinstance(first, nn.Linear)
         with float32_products(timesteps.device.type):
-            return last(hidden_layer(features(timesteps), first, act))
+            return last(hidden_layer(features(timesteps), first.weight, first.bias, act))
 
     def condition(self, observations: Tensor) -> Tensor:
         """What the first layer sees of observations (B, O): themselves or their encoding, (B, condition)."""
@@ -217,19 +269,34 @@ class DenoisingMLP(nn.Module):
         Returns:
             A function of noisy chunks (B, H, A) and the number of the step in 0..S-1, to (B, H, A).
         """
-        first, condition = self.mlp_mean.first, self.condition(observations)
-        chunk_dim = self.action_horizon * self.action_dim
-        x_weight, rest = first.weight.tensor_split([chunk_dim], dim=1)
+        net, condition = self.mlp_mean, self.condition(observations)
+        x_weight, rest = net.first.weight.tensor_split([self.action_horizon * self.action_dim], dim=1)
         t_weight, s_weight = rest.split([rest.shape[1] - condition.shape[1], condition.shape[1]], dim=1)
         device_type = observations.device.type
+        kind = product_type(device_type)
         with float32_products(device_type):  # as in `forward`, where one product takes the sum
-            of_steps = F.linear(self.embedding(timesteps), t_weight, first.bias)  # (S, hidden)
+            of_steps = F.linear(self.embedding(timesteps), t_weight, net.first.bias)  # (S, hidden)
             of_observations = F.linear(condition, s_weight)  # (B, hidden)
 
-        def noise_at(x: Tensor, step: int) -> Tensor:
+        def layer_by_layer(x: Tensor, step: int) -> Tensor:
             with float32_products(device_type):
-                hidden = (of_observations + of_steps[step]).addmm_(x.flatten(1), x_weight.t())
-            return self.mlp_mean.after_first(hidden).view(x.shape)
+                hidden = F.linear(x.flatten(1), x_weight, of_steps[step]) + of_observations
+            return net.after_first(hidden).view(x.shape)
+
+        if not net.single:
+            return layer_by_layer
+        matrix, offset = net.output()
+        with float32_products(device_type):
+            x_skip = net.last.weight @ x_weight  # (H*A, H*A)
+            steps_skip = F.linear(of_steps, net.last.weight, offset)  # (S, H*A)
+            observations_skip = F.linear(of_observations, net.last.weight)  # (B, H*A)
+
+        def noise_at(x: Tensor, step: int) -> Tensor:
+            flat = x.flatten(1)
+            with float32_products(device_type):
+                hidden = hidden_layer(flat, x_weight, of_steps[step], net.block.act, of_observations, kind)
+                skip = F.linear(flat, x_skip, steps_skip[step]) + observations_skip
+            return net.after_activation(hidden, skip, matrix).view(x.shape)
 
         return noise_at
 

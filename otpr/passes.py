@@ -135,27 +135,17 @@ def mish_and_slope(bias, z, value, _three, i):
 
 
 @_inner
-def mish_and_slope_of(bias, x, value, slope, i):
-    """Mish of x + bias into `value`, its derivative into `slope`."""
-    for j in range(bias.size):
-        y = _read(x, i, j) + bias[j]
-        gate, change = _gate(y)
-        _write(value, i, j, y * gate)
-        _write(slope, i, j, gate + y * change)
+def through(_bias, gradient, slope, product, i):
+    """gradient * slope into `product`."""
+    for j in range(gradient.shape[1]):
+        _write(product, i, j, _read(gradient, i, j) * _read(slope, i, j))
 
 
 @_inner
-def plus(bias, z, x, _three, i):
-    """z + x + bias, in place of z."""
-    for j in range(bias.size):
-        _write(z, i, j, _read(z, i, j) + (_read(x, i, j) + bias[j]))
-
-
-@_inner
-def plus_of(bias, z, x, value, i):
-    """z + x + bias into `value`."""
-    for j in range(bias.size):
-        _write(value, i, j, _read(z, i, j) + (_read(x, i, j) + bias[j]))
+def through_relu(_bias, gradient, value, product, i):
+    """The gradient where ReLU's value is positive, else 0, into `product`."""
+    for j in range(gradient.shape[1]):
+        _write(product, i, j, _read(gradient, i, j) if _read(value, i, j) > 0 else _f(0.0))
 
 
 @_builtin
@@ -215,12 +205,12 @@ def _openmp() -> Any:
     return None
 
 
-def run_pass(row: Row, bias: Tensor, *matrices: Tensor) -> None:
+def run_pass(row: Row, bias: Tensor | None, *matrices: Tensor) -> None:
     """Do one of the passes above to up to three matrices (m, n), float32 or bfloat16, contiguous, on the CPU.
 
     Args:
         row: `relu` and those after it.
-        bias: float32 (n,), contiguous.
+        bias: float32 (n,), contiguous; None for a pass that takes none.
         matrices: as many as the pass names, none twice.
     """
     given = (*matrices, *[matrices[-1]] * 2)[:3]
@@ -228,7 +218,8 @@ def run_pass(row: Row, bias: Tensor, *matrices: Tensor) -> None:
     (rows, columns), parallel = matrices[0].shape, _openmp()
     threads = max(1, min(torch.get_num_threads(), rows * columns // LEAST_PER_THREAD)) if parallel else 1
     block = rows // (BLOCKS_PER_THREAD * threads) + 1
-    call = _CALL(0, rows, columns, block, *(tensor.data_ptr() for tensor in (bias, *given)))
+    addresses = (tensor.data_ptr() for tensor in given)
+    call = _CALL(0, rows, columns, block, 0 if bias is None else bias.data_ptr(), *addresses)
     if threads == 1:
         _ENTRY(entry.address)(ctypes.addressof(call))
     else:

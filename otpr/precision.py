@@ -29,11 +29,19 @@ def precision_context(precision: str, device_type: str) -> AbstractContextManage
     return torch.autocast(device_type, torch.bfloat16, cache_enabled=False)
 
 
+def _rounds(device_type: str) -> bool:
+    """Whether autocast is on for the device type, if there is such a thing."""
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
 def float32_products(device_type: str) -> AbstractContextManager[object]:
     """Where products have float32 factors whatever the precision around: inputs must be float32."""
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
+    return torch.autocast(device_type, enabled=False) if _rounds(device_type) else nullcontext()
+
+
+def product_type(device_type: str) -> torch.dtype:
+    """The type of factors of products here."""
+    return torch.get_autocast_dtype(device_type) if _rounds(device_type) else torch.float32
 
 
 def backward(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import pytest
 import torch
@@ -13,20 +14,33 @@ from torch import Tensor, nn
 
 from benchmark.speed.measuring import OperationCounter
 from otpr import passes
-from otpr.hidden import hidden_layer, residual_block
-from otpr.networks import linear
+from otpr.hidden import hidden_layer
+from otpr.networks import ResidualMLP, linear
 from otpr.precision import backward, float32_products, precision_context
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 KINDS = {"relu": nn.ReLU(), "mish": nn.Mish()}
 each_kind = pytest.mark.parametrize("kind", KINDS)
-each_layer = pytest.mark.parametrize("number", [1, 2], ids=["hidden", "residual"])
+each_network = pytest.mark.parametrize("residual", [False, True], ids=["hidden", "residual"])
 
 
-def layers(number: int, width: int = 24) -> list[nn.Linear]:
-    """A hidden layer, or the two of a residual block."""
+class Hidden(nn.Module):
+    """One hidden layer."""
+
+    def __init__(self, layer: nn.Linear, activation: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.act = layer, activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return hidden_layer(x, self.layer.weight, self.layer.bias, self.act)
+
+
+def network(residual: bool, kind: str, width: int = 24) -> nn.Module:
+    """A hidden layer, or a residual network with one block: from width to width."""
     generator = torch.Generator().manual_seed(0)
-    return [linear(width, width, generator) for _ in range(number)]
+    if residual:
+        return ResidualMLP([width] * 5, kind, generator)
+    return Hidden(linear(width, width, generator), KINDS[kind])
 
 
 def normal(*shape: int) -> Tensor:
@@ -34,14 +48,13 @@ def normal(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
-def plain(x: Tensor, linears: list[nn.Linear], kind: str) -> Tensor:
-    """What `ours` stands for."""
-    act = KINDS[kind]
-    return act(linears[0](x)) if len(linears) == 1 else x + linears[1](act(linears[0](act(x))))
-
-
-def ours(x: Tensor, linears: list[nn.Linear], kind: str) -> Tensor:
-    return hidden_layer(x, linears[0], KINDS[kind]) if len(linears) == 1 else residual_block(x, *linears, KINDS[kind])
+def plain(net: nn.Module, x: Tensor) -> Tensor:
+    """Layer by layer, what a network of `network` stands for."""
+    if isinstance(net, Hidden):
+        return net.act(net.layer(x))
+    assert isinstance(net, ResidualMLP)
+    z, block = net.first(x), net.block
+    return net.last(z + block.l2(block.act(block.l1(block.act(z)))))
 
 
 def identity(width: int) -> nn.Linear:
@@ -62,26 +75,26 @@ def reproducible_product(one: Tensor, other: Tensor) -> Tensor:
     return product
 
 
-def gradients(function: Callable[..., Tensor], x: Tensor, linears: list[nn.Linear], kind: str) -> list[Tensor]:
+def gradients(function: Callable[[Tensor], Tensor], x: Tensor, parameters: Iterable[Tensor]) -> list[Tensor]:
     """The value, then the gradients of the sum of its squares by x and by every parameter."""
-    x = x.clone().requires_grad_()
-    value = function(x, linears, kind)
+    x, parameters = x.clone().requires_grad_(), list(parameters)
+    value = function(x)
+    for parameter in parameters:
+        parameter.grad = None
     backward([value.double().square().sum()])
-    found = [x.grad, *(p.grad for layer in linears for p in layer.parameters())]
-    return [value.detach(), *(gradient for gradient in found if gradient is not None)]
+    return [value.detach(), *(p.grad for p in (x, *parameters) if p.grad is not None)]
 
 
 @each_kind
-@each_layer
+@each_network
 @pytest.mark.parametrize(("precision", "error"), [("float32", 1e-6), ("bfloat16", 2e-2)])
-def test_values_and_gradients(kind: str, number: int, precision: str, error: float) -> None:
-    linears = layers(number)
-    exact = [copy.deepcopy(layer).double() for layer in linears]
-    x = 3 * normal(200, 24)
-    reference = gradients(plain, x.double(), exact, kind)
+def test_values_and_gradients(kind: str, residual: bool, precision: str, error: float) -> None:
+    net, x = network(residual, kind), 3 * normal(200, 24)
+    exact = copy.deepcopy(net).double()
+    reference = gradients(partial(plain, exact), x.double(), exact.parameters())
     with precision_context(precision, "cpu"):
-        found = gradients(ours, x, linears, kind)
-    assert len(found) == 2 + 2 * number
+        found = gradients(net, x, net.parameters())
+    assert len(found) == 2 + len(list(net.parameters()))
     for one, other in zip(found, reference, strict=True):
         assert (one - other).norm() <= error * other.norm()
     if precision == "bfloat16":  # else nothing was rounded
@@ -91,7 +104,7 @@ def test_values_and_gradients(kind: str, number: int, precision: str, error: flo
 def test_mish_and_its_slope_are_as_exact_as_pytorchs() -> None:
     x = torch.linspace(-80, 80, 160_002).view(-1, 3).requires_grad_()
     exact, theirs = x.detach().double().requires_grad_(), x.detach().clone().requires_grad_()
-    values = [hidden_layer(x, identity(3), nn.Mish()), F.mish(exact), F.mish(theirs)]
+    values = [Hidden(identity(3), nn.Mish())(x), F.mish(exact), F.mish(theirs)]
     for value in values:
         value.sum().backward()
     value, reference, other = values
@@ -102,77 +115,112 @@ def test_mish_and_its_slope_are_as_exact_as_pytorchs() -> None:
 
 
 @each_kind
-@each_layer
+@each_network
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_without_gradient_the_same_bits_and_x_untouched(kind: str, number: int, precision: str) -> None:
-    linears, x = layers(number), normal(50, 24)
+def test_without_gradient_the_same_bits_and_x_untouched(kind: str, residual: bool, precision: str) -> None:
+    net, x = network(residual, kind), normal(50, 24)
     before = x.clone()
     with precision_context(precision, "cpu"):
-        recorded = ours(x, linears, kind)
+        recorded = net(x)
         with torch.no_grad():
-            assert torch.equal(ours(x, linears, kind), recorded)
+            assert torch.equal(net(x), recorded)
     assert recorded.requires_grad
     assert torch.equal(x, before)
 
 
 @each_kind
 def test_extremes(kind: str) -> None:
-    values = hidden_layer(torch.tensor([[0.0], [-1e4], [1e4], [-100.0], [torch.inf]]), identity(1), KINDS[kind])
+    values = Hidden(identity(1), KINDS[kind])(torch.tensor([[0.0], [-1e4], [1e4], [-100.0], [torch.inf]]))
     assert values[:, 0].tolist() == [0.0, pytest.approx(0.0, abs=1e-30), 1e4, pytest.approx(0.0, abs=1e-30), torch.inf]
-    assert hidden_layer(torch.empty(0, 3), identity(3), KINDS[kind]).shape == (0, 3)
+    assert Hidden(identity(3), KINDS[kind])(torch.empty(0, 3)).shape == (0, 3)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @each_kind
 def test_a_diverged_network_stays_visible(kind: str, precision: str) -> None:
     with precision_context(precision, "cpu"):
-        assert hidden_layer(torch.tensor([[torch.nan]]), identity(1), KINDS[kind]).isnan().all()
+        assert Hidden(identity(1), KINDS[kind])(torch.tensor([[torch.nan]])).isnan().all()
 
 
 def test_mish_in_bfloat16_is_rounded_to_nearest() -> None:
     x = torch.linspace(-8, 8, 10_001)[:, None].bfloat16().float()
     with precision_context("bfloat16", "cpu"):
-        value = hidden_layer(x, identity(1), nn.Mish())
+        value = Hidden(identity(1), nn.Mish())(x)
     assert value.dtype == torch.bfloat16
     assert (value != F.mish(x.double()).bfloat16()).float().mean() < 1e-3  # half would be, were they cut off
 
 
-@each_layer
-def test_only_what_is_asked_for_is_computed(number: int) -> None:
-    def products(x: Tensor, linears: list[nn.Linear]) -> float:
-        value, counter = ours(x, linears, "mish").sum(), OperationCounter()
-        with counter:
-            value.backward()
-        return counter.total / (2 * 5 * 24 * 24)
+def products(net: nn.Module, x: Tensor) -> tuple[float, float]:
+    """Products of numbers per row of `x`, forward and backward, in units of a hidden layer's."""
+    counter, found = OperationCounter(), []
+    with counter:
+        value = net(x).sum()
+        found.append(counter.total)
+        value.backward()
+    unit = 2 * len(x) * x.shape[1] ** 2
+    return found[0] / unit, (counter.total - found[0]) / unit
 
-    linears, x = layers(number), normal(5, 24)
-    assert products(x.clone().requires_grad_(), linears) == 2 * number
-    assert products(x, linears) == 2 * number - 1  # none for x
-    for layer in linears:
-        layer.requires_grad_(False)
-    assert products(x.clone().requires_grad_(), linears) == number
-    linears[-1].requires_grad_(True)
-    products(x, linears)
-    assert all((p.grad is not None) == p.requires_grad for p in linears[-1].parameters())
+
+def test_only_what_is_asked_for_is_computed() -> None:
+    net, x = network(False, "mish"), normal(5, 24)
+    assert products(net, x.clone().requires_grad_()) == (1, 2)
+    assert products(net, x) == (1, 1)  # none for x
+    assert isinstance(net, Hidden)
+    net.layer.weight.requires_grad_(False)
+    assert products(net, x.clone().requires_grad_()) == (1, 1)
+    net.layer.weight.grad = net.layer.bias.grad = None
+    products(net, x)
+    assert net.layer.weight.grad is None and net.layer.bias.grad is not None
+
+
+def test_half_of_the_hidden_products_of_one_block() -> None:
+    """W_o W_2 and W_o W are products of matrices, whatever the batch; W x and W_o W_2 u have few columns."""
+    net = ResidualMLP([2, 256, 256, 256, 3], "relu", torch.Generator().manual_seed(0))
+    counter, x = OperationCounter(), normal(4096, 2)
+    with counter:
+        net(x).sum().backward()
+    assert 3 <= counter.total / (2 * 4096 * 256**2) < 3.2  # 6 layer by layer
+
+
+@pytest.mark.parametrize("hidden_layers", [1, 3, 5])
+def test_residual_networks_of_any_depth(hidden_layers: int) -> None:
+    net = ResidualMLP([7, *[32] * hidden_layers, 3], "mish", torch.Generator().manual_seed(0))
+    found = net(normal(50, 7))
+    exact, x = net.double(), normal(50, 7).double()
+    for layer in exact.layers[:-1]:
+        x = layer(x)
+    torch.testing.assert_close(found.double(), exact.layers[-1](x), rtol=1e-5, atol=1e-6)
 
 
 @each_kind
-@each_layer
-def test_a_view_and_an_empty_batch(kind: str, number: int) -> None:
-    linears, x = layers(number), normal(24, 7).t()
-    copied = gradients(ours, x.contiguous(), linears, kind)
-    for layer in linears:
-        layer.zero_grad()
-    for one, other in zip(gradients(ours, x, linears, kind), copied, strict=True):
+@each_network
+def test_a_view_and_an_empty_batch(kind: str, residual: bool) -> None:
+    net, x = network(residual, kind), normal(24, 7).t()
+    copied = gradients(net, x.contiguous(), net.parameters())
+    for one, other in zip(gradients(net, x, net.parameters()), copied, strict=True):
         assert torch.allclose(one, other, rtol=1e-5, atol=1e-6)
-    value, *found = gradients(ours, torch.empty(0, 24), layers(number), kind)
+    value, *found = gradients(net, torch.empty(0, 24), net.parameters())
     assert value.shape == (0, 24)
     assert all(not gradient.any() for gradient in found)
 
 
+@each_kind
+def test_a_base_is_added_before_the_activation(kind: str) -> None:
+    layer, x, base = linear(6, 24, torch.Generator().manual_seed(0)), normal(9, 6), normal(9, 24)
+    reference, found = (
+        gradients(function, base, [*layer.parameters()])
+        for function in (
+            lambda base: KINDS[kind](layer(x) + base),
+            lambda base: hidden_layer(x, layer.weight, layer.bias, KINDS[kind], base),
+        )
+    )
+    for one, other in zip(found, reference, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
 def test_backward_does_not_round_float32_factors() -> None:
     """Autocast rounds those of PyTorch's own layers in a backward pass inside it."""
-    layer, x = layers(1)[0], normal(64, 24)
+    layer, x = linear(24, 24, torch.Generator().manual_seed(0)), normal(64, 24)
     found = []
     for run in (lambda loss: loss.backward(), lambda loss: backward([loss])):
         layer.zero_grad()
@@ -187,42 +235,41 @@ def test_backward_does_not_round_float32_factors() -> None:
     assert not torch.equal(found[0], layer.weight.grad)
 
 
-@each_layer
-def test_a_second_derivative_is_refused(number: int) -> None:
+@each_network
+def test_a_second_derivative_is_refused(residual: bool) -> None:
     x = normal(5, 24).requires_grad_()
-    (slope,) = torch.autograd.grad(ours(x, layers(number), "mish").square().sum(), x, create_graph=True)
+    (slope,) = torch.autograd.grad(network(residual, "mish")(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         slope.sum().backward()
 
 
 @each_kind
-@each_layer
-@pytest.mark.parametrize("shape", [(4, 24), (2, 3, 24)], ids=["double", "three dimensions"])
-def test_what_is_no_matrix_of_float32_is_pytorchs(kind: str, number: int, shape: tuple[int, ...]) -> None:
-    linears, x = layers(number), normal(*shape)
-    if len(shape) == 2:
-        linears, x = [layer.double() for layer in linears], x.double()
-    assert torch.equal(ours(x, linears, kind), plain(x, linears, kind))
+def test_what_is_no_matrix_of_float32_is_pytorchs(kind: str) -> None:
+    net, x = network(False, kind), normal(2, 3, 24)
+    assert torch.equal(net(x), plain(net, x))
+    assert torch.equal(net.double()(x.double()), plain(net, x.double()))
+    net = network(True, kind)
+    torch.testing.assert_close(net(x), plain(net, x), rtol=1e-5, atol=1e-6)
 
 
 @each_kind
-@each_layer
+@each_network
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_number_of_threads_changes_no_bit(
-    kind: str, number: int, precision: str, monkeypatch: pytest.MonkeyPatch
+    kind: str, residual: bool, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    linears, x = layers(number, width=96), normal(1001, 96)
+    net, x = network(residual, kind, width=96), normal(1001, 96)
     assert x.numel() > 5 * passes.LEAST_PER_THREAD
     assert sys.platform != "linux" or passes._openmp() is not None  # else one thread would be compared with itself
     monkeypatch.setattr(torch.Tensor, "mm", reproducible_product)
+    monkeypatch.setattr(F, "linear", lambda x, weight, bias=0: reproducible_product(x, weight.t()) + bias)
     found = []
     for threads, parallel in ((1, True), (2, True), (5, True), (5, False)):
         torch.set_num_threads(threads)
         if not parallel:
             monkeypatch.setattr(passes, "_openmp", lambda: None)
-        for layer in linears:
-            layer.zero_grad()
         with precision_context(precision, "cpu"):
-            found.append(gradients(ours, x, linears, kind))
+            # PyTorch's linear layers, of which a residual network has some, have a backward pass of their own
+            found.append([net(x)] if residual else gradients(net, x, net.parameters()))
     for other in found[1:]:
         assert all(map(torch.equal, found[0], other))

@@ -34,7 +34,7 @@ PROFILED_METHODS = ("otpr", "dppo", "idql", "dql")
 UPDATE_PARTS = ("replay", "optimiser", "transport")  # timed inside an update
 PRODUCTS = ("aten::addmm", "aten::mm", "aten::bmm", "aten::_addmm_activation", "aten::baddbmm")
 ACTIVATIONS = ("mish", "silu", "relu", "threshold_backward", "clamp_min", "tanh", "softplus", "sigmoid", "elu")
-COMPILED = ("_Hidden", "_Residual")  # in the names of what holds the compiled passes: activations, biases included
+COMPILED = ("_Hidden",)  # in the names of what holds the compiled passes: activations, biases included
 
 
 class Clock:
