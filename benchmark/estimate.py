@@ -42,7 +42,7 @@ def run_hours(spec: RunSpec) -> float:
     collected = loop.iterations * loop.n_envs * loop.n_steps * task.action_horizon if learns else 0
     sampling = spec.sampler.ddim_steps if spec.sampler.kind == "ddim" else spec.sampler.denoising_steps
     chunks = (collected + evaluated) / task.action_horizon
-    acting = chunks * sampling * settings.get("candidates", 1) * 2 * network_parameters(task)
+    acting = chunks * sampling * settings.get("candidates", 1) * 2 * weights_per_row(task)
     updates = collected / task.action_horizon * gradient_work(spec, task, sampling)
     simulation = (collected + evaluated) / SIMULATION_RATES.get(task.environment, float("inf"))
     return (simulation + (acting + updates) / FLOPS) / spec.threads / 3600
@@ -60,7 +60,7 @@ def run_memory(spec: RunSpec) -> float:
 
 def gradient_work(spec: RunSpec, task: Task, sampling_steps: int) -> float:
     """Floating-point operations of the gradient steps per collected chunk: 6 per weight, forward and backward."""
-    settings, actor = spec.settings, 6.0 * network_parameters(task)
+    settings, actor = spec.settings, 6.0 * weights_per_row(task)
     if "update_epochs" in settings:  # DPPO: every denoising step of every chunk is a sample
         return settings["update_epochs"] * settings["ft_denoising_steps"] * actor
     if "replay_ratio" not in settings:
@@ -71,9 +71,10 @@ def gradient_work(spec: RunSpec, task: Task, sampling_steps: int) -> float:
     return settings["replay_ratio"] * (actor + critics + chain)
 
 
-def network_parameters(task: Task) -> int:
-    """Weights of the denoising network, biases left out."""
+def weights_per_row(task: Task) -> int:
+    """Weights by which the denoising network multiplies a row: with one residual block one hidden layer's less."""
     network, chunk = task.network, task.action_horizon * task.action_dim
     condition = network.cond_mlp_dims[-1] if network.cond_mlp_dims else task.observation_dim
-    widths = (chunk + network.time_dim + condition, *network.hidden_dims, chunk)
+    hidden = network.hidden_dims[1:] if len(network.hidden_dims) == 3 else network.hidden_dims
+    widths = (chunk + network.time_dim + condition, *hidden, chunk)
     return sum(a * b for a, b in pairwise(widths))
