@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmark import run
-from benchmark.estimate import weights_per_row, run_hours
+from benchmark.estimate import run_hours, weights_per_row
 from benchmark.plan import choose, make_specs
 from benchmark.suites import load_suite
 from benchmark.tasks import TASKS, get_task
