@@ -32,7 +32,7 @@ class Sizes:
     sampling_calls: int = 20  # per turn
     update_chunks: int = 125  # per environment in the rollout that DPPO learns from: one minibatch an epoch
     replay_chunks: int = 6  # the same for the methods with a replay: 30 gradient steps of IDQL, 3 of DQL
-    iteration_turns: int = 2
+    iteration_turns: int = 5
     iteration_chunks: int = 125  # per environment, of DPPO: a multiple of this, so that minibatches are whole
     replay_iteration_chunks: int = 6  # the same of the methods with a replay
     profile_envs: int = 50  # at most so many
