@@ -72,7 +72,10 @@ def gradient_work(spec: RunSpec, task: Task, sampling_steps: int) -> float:
 
 
 def weights_per_row(task: Task) -> int:
-    """Weights by which the denoising network multiplies a row: with one residual block one hidden layer's less."""
+    """Weights by which the denoising network multiplies a row: with one residual block one hidden layer's less.
+
+    The product that stands for its skip connection is left out: it has as few columns as a chunk.
+    """
     network, chunk = task.network, task.action_horizon * task.action_dim
     condition = network.cond_mlp_dims[-1] if network.cond_mlp_dims else task.observation_dim
     hidden = network.hidden_dims[1:] if len(network.hidden_dims) == 3 else network.hidden_dims

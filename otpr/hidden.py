@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from otpr.passes import mish, mish_and_slope, mish_of, relu, relu_of, run_pass, through, through_relu
+from otpr.passes import KINDS, mish, mish_and_slope, mish_of, relu, relu_of, run_pass, through, through_relu
 from otpr.precision import product_type
 
 
@@ -56,7 +56,7 @@ class _Hidden(torch.autograd.Function):
         kind, recorded = product_type("cpu"), ctx is not None
         x, weight = x.to(kind), weight.to(kind)
         z = x.mm(weight.t()) if base is None else torch.addmm(base, x, weight.t())
-        value, slope = _activate(z, bias, result, rectified, recorded)
+        value, slope = _activate(z, bias.contiguous(), result, rectified, recorded)
         if recorded:
             ctx.save_for_backward(x, weight, slope)
             ctx.rectified = rectified
@@ -89,7 +89,8 @@ def hidden_layer(
 ) -> Tensor:
     """activation(x W' + bias + base), (B, out), equal to PyTorch's to about 1e-6.
 
-    In few passes for ReLU and Mish in float32, or under autocast to bfloat16, on the CPU; else by PyTorch's modules.
+    In few passes for ReLU and Mish of float32 parameters, alone or under autocast to bfloat16, on the CPU; else by
+    PyTorch's modules.
 
     Args:
         x: (B, in).
@@ -98,7 +99,9 @@ def hidden_layer(
         base: (B, out) of the product's type.
         result: type of the value, by default the product's.
     """
-    known = isinstance(activation, nn.ReLU | nn.Mish) and x.dtype in (torch.float32, torch.bfloat16)
+    kinds = {x.dtype, result or torch.float32, product_type(x.device.type)}
+    known = isinstance(activation, nn.ReLU | nn.Mish) and kinds <= set(KINDS)
+    known = known and weight.dtype == bias.dtype == torch.float32 and bias.shape == weight.shape[:1]
     if not known or x.device.type != "cpu" or x.dim() != 2:
         z = F.linear(x, weight, bias)
         value = activation(z if base is None else z + base)

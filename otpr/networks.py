@@ -71,11 +71,12 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., dims[0]) to (..., dims[-1])."""
         *before, last = self.moduleList
-        kinds = [product_type(x.device.type)] * (len(before) - 1) + [torch.float32]
-        for i, (block, kind) in enumerate(zip(before, kinds, strict=True)):
+        kind = product_type(x.device.type)
+        for i, block in enumerate(before):
             layer, act = block.children()
             assert isinstance(layer, nn.Linear)
-            evaluate = partial(hidden_layer, weight=layer.weight, bias=layer.bias, activation=act, result=kind)
+            evaluate = partial(hidden_layer, weight=layer.weight, bias=layer.bias, activation=act)
+            evaluate = partial(evaluate, result=torch.float32 if block is before[-1] else kind)
             x = evaluate(x) if i else float32_layer(evaluate, x)
         return float32_layer(last, x)
 
@@ -91,7 +92,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., dim) to (..., dim)."""
-        return x + self.l2(hidden_layer(self.act(x), self.l1.weight, self.l1.bias, self.act))
+        hidden = hidden_layer(self.act(x), self.l1.weight, self.l1.bias, self.act)
+        return x + F.linear(hidden, self.l2.weight).to(x.dtype) + self.l2.bias  # biases are never rounded
 
 
 class ResidualMLP(nn.Module):
@@ -273,7 +275,6 @@ class DenoisingMLP(nn.Module):
         x_weight, rest = net.first.weight.tensor_split([self.action_horizon * self.action_dim], dim=1)
         t_weight, s_weight = rest.split([rest.shape[1] - condition.shape[1], condition.shape[1]], dim=1)
         device_type = observations.device.type
-        kind = product_type(device_type)
         with float32_products(device_type):  # as in `forward`, where one product takes the sum
             of_steps = F.linear(self.embedding(timesteps), t_weight, net.first.bias)  # (S, hidden)
             of_observations = F.linear(condition, s_weight)  # (B, hidden)
@@ -292,7 +293,7 @@ class DenoisingMLP(nn.Module):
             observations_skip = F.linear(of_observations, net.last.weight)  # (B, H*A)
 
         def noise_at(x: Tensor, step: int) -> Tensor:
-            flat = x.flatten(1)
+            flat, kind = x.flatten(1), product_type(device_type)
             with float32_products(device_type):
                 hidden = hidden_layer(flat, x_weight, of_steps[step], net.block.act, of_observations, kind)
                 skip = F.linear(flat, x_skip, steps_skip[step]) + observations_skip

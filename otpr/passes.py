@@ -29,7 +29,8 @@ Row = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int], None]  # b
 # products and sums may be fused, all else is as written
 OPTIONS: Any = {"fastmath": {"contract"}, "error_model": "numpy"}
 
-LEAST_PER_THREAD = 16_384  # elements; fewer take less time than waking a thread does
+LEAST_FOR_THREADS = 32_768  # elements; fewer take less time than waking threads does
+KINDS = (torch.float32, torch.bfloat16)  # types of matrices
 BLOCKS_PER_THREAD = 4  # of rows: who wakes first takes more
 _CALL = ctypes.c_int64 * 8  # next row, rows, columns, rows in a block, addresses of the bias and the three matrices
 _ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)  # of a compiled pass
@@ -145,7 +146,7 @@ def through(_bias, gradient, slope, product, i):
 def through_relu(_bias, gradient, value, product, i):
     """The gradient where ReLU's value is positive, else 0, into `product`."""
     for j in range(gradient.shape[1]):
-        _write(product, i, j, _read(gradient, i, j) if _read(value, i, j) > 0 else _f(0.0))
+        _write(product, i, j, _f(0.0) if _read(value, i, j) <= 0 else _read(gradient, i, j))  # NaN lets it through
 
 
 @_builtin
@@ -212,11 +213,20 @@ def run_pass(row: Row, bias: Tensor | None, *matrices: Tensor) -> None:
         row: `relu` and those after it.
         bias: float32 (n,), contiguous; None for a pass that takes none.
         matrices: as many as the pass names, none twice.
+
+    Raises:
+        ValueError: another type or shape, or not contiguous.
     """
+    shape = matrices[0].shape
+    for tensor, size, kinds in ((bias, shape[1:], KINDS[:1]), *((matrix, shape, KINDS) for matrix in matrices)):
+        if tensor is not None and (tensor.shape != size or tensor.dtype not in kinds or not tensor.is_contiguous()):
+            found = f"{tensor.dtype} {tuple(tensor.shape)} with strides {tensor.stride()}"
+            raise ValueError(f"a pass takes contiguous {', '.join(map(str, kinds))} {tuple(size)}, got {found}")
     given = (*matrices, *[matrices[-1]] * 2)[:3]
     entry = _compiled(row, *(np.uint16 if tensor.dtype == torch.bfloat16 else np.float32 for tensor in given))
     (rows, columns), parallel = matrices[0].shape, _openmp()
-    threads = max(1, min(torch.get_num_threads(), rows * columns // LEAST_PER_THREAD)) if parallel else 1
+    # all of PyTorch's threads or one: a smaller team would end the others, to be started again in the next product
+    threads = torch.get_num_threads() if parallel and rows * columns >= LEAST_FOR_THREADS else 1
     block = rows // (BLOCKS_PER_THREAD * threads) + 1
     addresses = (tensor.data_ptr() for tensor in given)
     call = _CALL(0, rows, columns, block, 0 if bias is None else bias.data_ptr(), *addresses)

@@ -48,6 +48,12 @@ def test_along_a_chain_the_network_predicts_what_it_does_step_by_step(case: Case
         for step in range(4):
             expected = one(x, timesteps[step : step + 1], observations)
             torch.testing.assert_close(noise_at(x, step), expected, rtol=1e-4, atol=1e-5)
+            parts = [network.mlp_mean.first.weight, network.mlp_mean.last.weight, network.mlp_mean.layers[1].l2.weight]
+            found, reference = (
+                torch.autograd.grad((value * x).sum(), parts, retain_graph=True, materialize_grads=True)
+                for value in (noise_at(x, step), expected)
+            )
+            torch.testing.assert_close(found, reference, rtol=1e-3, atol=1e-4)
     # where reading a step would wait for the device both stages are evaluated; "meta" stands for any such device
     elsewhere = both.to("meta").along_chain(timesteps.to("meta"), observations.to("meta"))
     assert elsewhere(x.to("meta"), 1).shape == x.shape

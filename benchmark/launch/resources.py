@@ -21,10 +21,10 @@ _CGROUP_LIMITS = (
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep up to 1 GiB that it freed, where its allocator is glibc's.
+    """Let this process keep memory that it freed, up to 1 GiB at the top of the heap, where its allocator is glibc's.
 
-    That returns the activations of every gradient step to the system and takes them back, zeroed page by page, in the
-    next one: in DPPO's minibatches a tenth of the time in float32, a quarter in bfloat16.
+    By itself glibc gives the activations of a gradient step back to the system and takes them again, zeroed page by
+    page, in the next one: in DPPO's minibatches a tenth of the time in float32, a quarter in bfloat16.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -3,7 +3,8 @@
 Collecting is timed by its parts: stepping, sampling (all of `act`), the rest. Of the update, replay (storing and
 drawing), optimiser and transport are timed alike; torch's profiler then tells how the remainder divides into matrix
 products, activations and the rest, and that division is applied to seconds measured without the profiler. Sampling
-inside an update (DQL's through the chain) counts as what it is made of.
+inside an update (DQL's through the chain) counts as what it is made of, compiled activations without
+gradient as rest: the profiler does not see them.
 
 As in `benchmark.speed.iterations` fewer chunks are collected than in a published iteration, and the shares are those of
 the published one: the transport counts once, all else in proportion. No episode is ended for a new iteration, so that
