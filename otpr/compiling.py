@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numba
 
 
-def compiled(function: Callable[..., None], **options: Any) -> Any:
-    """`function` compiled to release the GIL, kept on disk where any cache folder is writable.
+def kept_on_disk(compile_with: Callable[..., Any], function: Callable[..., None]) -> Any:
+    """`compile_with(cache=True)(function)`, without the cache where no folder for it is writable.
 
     Args:
-        function: on NumPy arrays and plain values.
-        options: further ones of `numba.njit`.
+        compile_with: one of numba's decorators with its other options.
+        function: what to compile.
     """
-    options = {"nogil": True, "error_model": "numpy", **options}
     try:
-        return numba.njit(cache=True, **options)(function)
+        return compile_with(cache=True)(function)
     except RuntimeError:  # numba finds no writable cache folder: compile in this process
-        return numba.njit(**options)(function)
+        return compile_with()(function)
+
+
+def compiled(function: Callable[..., None]) -> Any:
+    """`function`, on NumPy arrays and plain values, compiled to release the GIL, see `kept_on_disk`."""
+    return kept_on_disk(partial(numba.njit, nogil=True, error_model="numpy"), function)

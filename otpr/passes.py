@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +23,8 @@ import torch
 from numba import carray, types
 from numba.extending import intrinsic, overload, register_jitable
 from torch import Tensor
+
+from otpr.compiling import kept_on_disk
 
 Row = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int], None]  # bias, up to three matrices, a row's index
 
@@ -187,10 +189,7 @@ def _compiled(row: Row, first: Any, second: Any, third: Any) -> Any:
                 row(bias, one, two, three, i)
 
     signature = types.void(types.CPointer(types.int64))
-    try:
-        return numba.cfunc(signature, cache=True, **OPTIONS)(run)
-    except RuntimeError:  # numba finds no writable cache folder: compile in this process
-        return numba.cfunc(signature, **OPTIONS)(run)
+    return kept_on_disk(partial(numba.cfunc, signature, **OPTIONS), run)
 
 
 @cache

@@ -6,7 +6,10 @@ import copy
 import sys
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
+import numba
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +17,7 @@ from torch import Tensor, nn
 
 from benchmark.speed.measuring import OperationCounter
 from otpr import passes
+from otpr.compiling import compiled
 from otpr.hidden import hidden_layer
 from otpr.networks import MLP, ResidualMLP, linear
 from otpr.precision import backward, float32_products, precision_context
@@ -224,6 +228,16 @@ def test_other_parameters_than_contiguous_float32_are_pytorchs_or_copied(kind: s
     rounded = copy.deepcopy(layer).bfloat16()
     found = hidden_layer(x.bfloat16(), rounded.weight, rounded.bias, act)
     assert torch.equal(found, act(rounded(x.bfloat16())))
+
+
+def test_where_nothing_can_be_cached_functions_compile_all_the_same() -> None:
+    names: dict[str, Any] = {}
+    exec("def double(numbers):\n    numbers *= 2\n", names)  # numba has no folder for what is in no file
+    with pytest.raises(RuntimeError, match="cannot cache"):
+        numba.njit(cache=True)(names["double"])
+    numbers = np.ones(3)
+    compiled(names["double"])(numbers)
+    assert numbers.tolist() == [2, 2, 2]
 
 
 def test_a_pass_refuses_what_it_would_misread() -> None:
