@@ -8,7 +8,7 @@ from parity_cases import CASES, CHAIN, EXACT, FOLDER, Case
 
 from benchmark.dppo_files import dppo_network_state
 from otpr.diffusion import DiffusionPolicy, SamplerSettings
-from otpr.networks import TwoStageMLP
+from otpr.networks import DenoisingMLP, TwoStageMLP
 
 by_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
@@ -57,6 +57,20 @@ def test_along_a_chain_the_network_predicts_what_it_does_step_by_step(case: Case
     # where reading a step would wait for the device both stages are evaluated; "meta" stands for any such device
     elsewhere = both.to("meta").along_chain(timesteps.to("meta"), observations.to("meta"))
     assert elsewhere(x.to("meta"), 1).shape == x.shape
+
+
+@pytest.mark.parametrize("hidden_layers", [1, 3, 5])
+def test_chains_of_networks_of_any_depth(hidden_layers: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    network = DenoisingMLP(5, 3, 4, generator, hidden_dims=(32,) * hidden_layers)
+    x, observations = torch.randn(8, 4, 3, generator=generator), torch.randn(8, 5, generator=generator)
+    timesteps = torch.tensor([5, 2])
+    values = network.along_chain(timesteps, observations)(x, 1), network(x, timesteps[1:], observations)
+    torch.testing.assert_close(*values, rtol=1e-4, atol=1e-5)
+    found, reference = (
+        torch.autograd.grad((value * x).sum(), [*network.parameters()], materialize_grads=True) for value in values
+    )
+    torch.testing.assert_close(found, reference, rtol=1e-3, atol=1e-4)
 
 
 @by_case

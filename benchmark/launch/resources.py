@@ -24,7 +24,7 @@ def keep_freed_memory() -> None:
     """Let this process keep memory that it freed, up to 1 GiB at the top of the heap, where its allocator is glibc's.
 
     By itself glibc gives the activations of a gradient step back to the system and takes them again, zeroed page by
-    page, in the next one: in DPPO's minibatches a tenth of the time in float32, a quarter in bfloat16.
+    page, in the next one: a good part of the time of DPPO's minibatches.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
