@@ -251,14 +251,15 @@ def test_without_accounting(tmp_path: Path, undisturbed) -> None:
         shell("scancel", "--signal=KILL", job_of(tmp_path))
         follow(sweep)
         assert state(runs[0]) in ("failed", "cancelled")
-        assert main_again(tmp_path, runs) == "done"
+        assert main_again(tmp_path) == "done"
         assert results(runs[0].paths) == undisturbed(0)
     finally:
         script("up.sh")
 
 
-def main_again(out: Path, runs: list[PlannedRun]) -> str:
-    """What `--retry-failed` does."""
+def main_again(out: Path) -> str:
+    """What `--retry-failed` does: a new plan, which knows that the run has failed, is submitted."""
+    runs = planned(out, [0])
     sweep = Sweep(out, runs, SlurmOptions())
     sweep.submit(runs)
     follow(sweep)
