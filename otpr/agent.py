@@ -61,7 +61,8 @@ class OTPR(ImplicitQ):
         self.expert = _expert(settings, demonstrations, generator.device)
         self.keypoints = _keypoints(settings, self.expert, init)
         self.selections: list[Metrics] = []  # of the chunks chosen since the last update
-        self.replay_guidance: Tensor | None = None  # of all stored pairs, while actor steps draw them over and over
+        # of all replayed and all expert pairs, while actor steps draw them over and over
+        self.known_guidance: tuple[Tensor, Tensor] | None = None
 
     @property
     def guided(self) -> bool:
@@ -127,9 +128,9 @@ class OTPR(ImplicitQ):
         if self.trains_actor:
             if self.settings.guidance == "h":
                 metrics |= self.fit_transport()
-            self.replay_guidance = self.guidance_ahead(count * self.settings.batch_size)
+            self.known_guidance = self.guidance_ahead(count * self.settings.batch_size)
             metrics |= self.minibatches(count, self.actor_step)
-            self.replay_guidance = None
+            self.known_guidance = None
         if self.selections:
             metrics |= average(self.selections)
             self.selections.clear()
@@ -159,25 +160,28 @@ class OTPR(ImplicitQ):
             chunks = torch.cat([fixed.chunks, chunks])
         return observations, chunks
 
-    def guidance_ahead(self, draws: int) -> Tensor | None:
-        """Guidance of every replayed pair, (len(replay),), where actor steps will draw more pairs than are stored.
+    def guidance_ahead(self, draws: int) -> tuple[Tensor, Tensor] | None:
+        """Guidance of every replayed and every expert pair, where actor steps draw more pairs than there are.
 
         Critic and potentials stand still during actor steps, so that once per pair is enough.
+
+        Returns:
+            (len(replay),) and (number of expert pairs,); the latter is empty where the actor sees none.
         """
-        if not self.settings.weighting or draws < len(self.replay):
+        stored, expert = self.replay.contents(), self.expert if self.settings.expert_fraction else None
+        if not self.settings.weighting or draws < len(self.replay) + (0 if expert is None else len(expert.actions)):
             return None
-        stored = self.replay.contents()
-        blocks = zip(stored.observations.split(GUIDANCE_ROWS), stored.actions.split(GUIDANCE_ROWS), strict=True)
-        return torch.cat([self.pair_guidance(observations, actions) for observations, actions in blocks])
+        of_expert = stored.rewards[:0] if expert is None else self.pair_guidance(expert.observations, expert.actions)
+        return self.pair_guidance(stored.observations, stored.actions), of_expert
 
     def actor_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Denoising loss weighted by the guidance (eq. 10) on replayed and expert pairs."""
-        observations, actions = self.actor_pairs(batch)
+        observations, actions, known = self.actor_pairs(batch)
         losses = self.actor.bc_losses(actions, observations, self.generator)
         metrics = {"actor/bc_loss": losses.detach().mean()}
         if not self.settings.weighting:
             return losses.mean(), metrics
-        weights = self.weights(self.batch_guidance(observations, actions, batch.places))
+        weights = self.weights(self.pair_guidance(observations, actions) if known is None else known)
         loss = (weights * losses).mean()
         return loss, metrics | {
             "actor/weighted_bc_loss": loss.detach(),
@@ -185,31 +189,27 @@ class OTPR(ImplicitQ):
             "actor/weight_zero_share": (weights == 0).float().mean(),
         }
 
-    def actor_pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Observations (B, O) and chunks (B, H, A): the batch, its first `expert_count` replaced by expert pairs."""
+    def actor_pairs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The batch, its first `expert_count` replaced by expert pairs: (B, O), (B, H, A), guidance (B,) if known."""
+        known = None if self.known_guidance is None else self.known_guidance[0][batch.places]
         count = self.expert_count(len(batch.actions))
         if self.expert is None or not count:
-            return batch.observations, batch.actions
+            return batch.observations, batch.actions, known
         picks = torch.randint(len(self.expert.actions), (count,), generator=self.generator, device=batch.actions.device)
         observations = torch.cat([self.expert.observations[picks], batch.observations[count:]])
-        return observations, torch.cat([self.expert.actions[picks], batch.actions[count:]])
+        if self.known_guidance is not None and known is not None:
+            known = torch.cat([self.known_guidance[1][picks], known[count:]])
+        return observations, torch.cat([self.expert.actions[picks], batch.actions[count:]]), known
 
     def expert_count(self, batch_size: int) -> int:
         """How many of an actor's batch are expert pairs, the first ones."""
         return 0 if self.expert is None else round(self.settings.expert_fraction * batch_size)
 
-    def batch_guidance(self, observations: Tensor, actions: Tensor, places: Tensor) -> Tensor:
-        """Guidance of `actor_pairs` (B, O), (B, H, A) of a batch from `places` (B,) in the replay, (B,)."""
-        if self.replay_guidance is None:
-            return self.pair_guidance(observations, actions)
-        count = self.expert_count(len(actions))
-        known = self.replay_guidance[places[count:]]
-        return torch.cat([self.pair_guidance(observations[:count], actions[:count]), known]) if count else known
-
     @torch.no_grad()
     def pair_guidance(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Guidance of the pairs (B, O), (B, H, A), (B,)."""
-        return self.guidance(observations, actions[:, None])[:, 0]
+        blocks = zip(observations.split(GUIDANCE_ROWS), actions[:, None].split(GUIDANCE_ROWS), strict=True)
+        return torch.cat([self.guidance(states, chunks)[:, 0] for states, chunks in blocks])
 
     def weights(self, guidance: Tensor) -> Tensor:
         """Guidance (B,) over its batch mean, at most `weight_clip`, (B,)."""

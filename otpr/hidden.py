@@ -19,32 +19,48 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from otpr.passes import KINDS, mish, mish_and_slope, mish_of, relu, relu_of, run_pass, through, through_relu
+from otpr.passes import (
+    KINDS,
+    mish,
+    mish_and_slope,
+    mish_of,
+    partial_sums,
+    relu,
+    relu_of,
+    run_pass,
+    through,
+    through_relu,
+)
 from otpr.precision import product_type
 
 
-def _activate(z: Tensor, bias: Tensor, kind: torch.dtype, rectified: bool, recorded: bool) -> tuple[Tensor, Tensor]:
-    """ReLU or Mish of z + bias in type `kind`, and what `_through` takes for its slope if it is recorded.
+def _activate(
+    z: Tensor, bias: Tensor, base: Tensor | None, kind: torch.dtype, rectified: bool, recorded: bool
+) -> tuple[Tensor, Tensor]:
+    """ReLU or Mish of z + bias + base in type `kind`, and what `_through` takes for its slope if it is recorded.
 
     z is overwritten.
     """
     if recorded and not rectified:
         value = torch.empty(z.shape, dtype=kind)
-        run_pass(mish_and_slope, bias, z, value)
+        run_pass(mish_and_slope, bias, z, value, base)
         return value, z
     if kind == z.dtype:
-        run_pass(relu if rectified else mish, bias, z)
+        run_pass(relu if rectified else mish, bias, z, base)
         return z, z
     value = torch.empty(z.shape, dtype=kind)
-    run_pass(relu_of if rectified else mish_of, bias, z, value)
+    run_pass(relu_of if rectified else mish_of, bias, z, value, base)
     return value, value
 
 
-def _through(gradient: Tensor, slope: Tensor, kind: torch.dtype, rectified: bool) -> Tensor:
-    """The gradient (m, n) before an activation, in type `kind`; ReLU's slope is whether its value is positive."""
-    product = torch.empty(gradient.shape, dtype=kind)
-    run_pass(through_relu if rectified else through, None, gradient.contiguous(), slope, product)
-    return product
+def _through(gradient: Tensor, slope: Tensor, product: Tensor, rectified: bool, summed: bool) -> Tensor | None:
+    """The gradient (m, n) before an activation into `product`, and its sum over rows (n,) if asked for.
+
+    ReLU's slope is whether its value is positive.
+    """
+    sums = partial_sums(product) if summed else None
+    run_pass(through_relu if rectified else through, None, gradient.contiguous(), slope, product, sums=sums)
+    return None if sums is None else sums.sum(0)
 
 
 class _Hidden(torch.autograd.Function):
@@ -54,9 +70,8 @@ class _Hidden(torch.autograd.Function):
     ) -> Tensor:
         """Activation of x (B, in) weight' (in, out) + bias + base."""
         kind, recorded = product_type("cpu"), ctx is not None
-        x, weight = x.to(kind), weight.to(kind)
-        z = x.mm(weight.t()) if base is None else torch.addmm(base, x, weight.t())
-        value, slope = _activate(z, bias.contiguous(), result, rectified, recorded)
+        x, weight, base = x.to(kind), weight.to(kind), None if base is None else base.contiguous()
+        value, slope = _activate(x.mm(weight.t()), bias.contiguous(), base, result, rectified, recorded)
         if recorded:
             ctx.save_for_backward(x, weight, slope)
             ctx.rectified = rectified
@@ -68,11 +83,12 @@ class _Hidden(torch.autograd.Function):
         """The chain rule, of what needs it."""
         x, weight, slope = ctx.saved_tensors
         of_x, of_weight, of_bias, of_base = ctx.needs_input_grad[:4]
-        gradient = _through(gradients[0], slope, x.dtype, ctx.rectified)
+        gradient = torch.empty(slope.shape, dtype=x.dtype)
+        sums = _through(gradients[0], slope, gradient, ctx.rectified, of_bias)
         return (
             gradient.mm(weight) if of_x else None,
             gradient.t().mm(x) if of_weight else None,
-            gradient.sum(0, dtype=torch.float32) if of_bias else None,
+            sums,
             gradient if of_base else None,
             None,
             None,
@@ -101,7 +117,8 @@ def hidden_layer(
     """
     kinds = {x.dtype, result or torch.float32, product_type(x.device.type)}
     known = isinstance(activation, nn.ReLU | nn.Mish) and kinds <= set(KINDS)
-    known = known and weight.dtype == bias.dtype == torch.float32 and bias.shape == weight.shape[:1]
+    known = known and {weight.dtype, bias.dtype} <= {torch.float32, product_type(x.device.type)}
+    known = known and bias.dtype == torch.float32 and bias.shape == weight.shape[:1]
     if not known or x.device.type != "cpu" or x.dim() != 2:
         z = F.linear(x, weight, bias)
         value = activation(z if base is None else z + base)

@@ -159,18 +159,22 @@ class ResidualMLP(nn.Module):
         with float32_products(last.weight.device.type):
             return last.weight @ inner.weight, F.linear(inner.bias, last.weight, last.bias)
 
-    def after_activation(self, hidden: Tensor, skip: Tensor, matrix: Tensor) -> Tensor:
+    def after_activation(
+        self, hidden: Tensor, skip: Tensor, matrix: Tensor, inner_weight: Tensor | None = None
+    ) -> Tensor:
         """All that follows the first activation of a single block.
 
         Args:
             hidden: (B, hidden), act(W x + b).
             skip: (B, dims[-1]), what reaches the output beside the block.
             matrix: W_o W_2, see `output`.
+            inner_weight: W_1 (hidden, hidden), if it has been rounded already.
 
         Returns:
             (B, dims[-1]).
         """
-        inner = hidden_layer(hidden, self.block.l1.weight, self.block.l1.bias, self.block.act, result=torch.float32)
+        weight = self.block.l1.weight if inner_weight is None else inner_weight
+        inner = hidden_layer(hidden, weight, self.block.l1.bias, self.block.act, result=torch.float32)
         with float32_products(hidden.device.type):
             return F.linear(inner, matrix) + skip
 
@@ -287,6 +291,9 @@ class DenoisingMLP(nn.Module):
         if not net.single:
             return layer_by_layer
         matrix, offset = net.output()
+        inner_weight = net.block.l1.weight
+        if not torch.is_grad_enabled():  # else every step's gradient would be rounded before they are added
+            inner_weight = inner_weight.to(product_type(device_type))
         with float32_products(device_type):
             x_skip = net.last.weight @ x_weight  # (H*A, H*A)
             steps_skip = F.linear(of_steps, net.last.weight, offset)  # (S, H*A)
@@ -297,7 +304,7 @@ class DenoisingMLP(nn.Module):
             with float32_products(device_type):
                 hidden = hidden_layer(flat, x_weight, of_steps[step], net.block.act, of_observations, kind)
                 skip = F.linear(flat, x_skip, steps_skip[step]) + observations_skip
-            return net.after_activation(hidden, skip, matrix).view(x.shape)
+            return net.after_activation(hidden, skip, matrix, inner_weight).view(x.shape)
 
         return noise_at
 

@@ -26,15 +26,15 @@ from torch import Tensor
 
 from otpr.compiling import kept_on_disk
 
-Row = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int], None]  # bias, up to three matrices, a row's index
+Row = Callable[..., None]  # of a bias, up to four matrices, None for each that there is not, and a row's index
 
 # products and sums may be fused, all else is as written
 OPTIONS: Any = {"fastmath": {"contract"}, "error_model": "numpy"}
 
 LEAST_FOR_THREADS = 32_768  # elements; fewer take less time than waking threads does
 KINDS = (torch.float32, torch.bfloat16)  # types of matrices
-BLOCKS_PER_THREAD = 4  # of rows: who wakes first takes more
-_CALL = ctypes.c_int64 * 8  # next row, rows, columns, rows in a block, addresses of the bias and the three matrices
+SUMMED_ROWS = 64  # in one partial sum, which is one thread's: blocks are multiples of it
+_CALL = ctypes.c_int64 * 9  # next row, rows, columns, rows in a block, addresses of the bias and the four matrices
 _ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)  # of a compiled pass
 _f, _u32 = np.float32, np.uint32
 _LOG2E, _LN2_HIGH, _LN2_LOW = _f(1.44269504), _f(0.693359375), _f(-2.12194440e-4)  # ln 2 in two parts: no cancellation
@@ -47,15 +47,21 @@ _inner, _builtin = register_jitable(**OPTIONS), cast(Any, intrinsic)  # which is
 
 
 def _read(array, i, j) -> Any:
-    """array[i, j] as float32; bfloat16 comes as its bits in uint16."""
+    """array[i, j] as float32; bfloat16 comes as its bits in uint16. Of None -0, which changes nothing it is added to."""
 
 
 def _write(array, i, j, value):
     """A float32 value into array[i, j], rounded to the nearest bfloat16, ties to even, where it holds those."""
 
 
+def _add(array, i, j, value):
+    """Add a value to array[i, j], of float32; nothing where there is no array."""
+
+
 @overload(_read, jit_options=OPTIONS)
 def _read_as(array, i, j):
+    if isinstance(array, types.NoneType):
+        return lambda array, i, j: _f(-0.0)
     if array.dtype == numba.uint16:
         return lambda array, i, j: _u32(_u32(array[i, j]) << _u32(16)).view(np.float32)
     return lambda array, i, j: array[i, j]
@@ -71,6 +77,14 @@ def _write_as(array, i, j, value):
         array[i, j] = value
 
     return rounded if array.dtype == numba.uint16 else whole
+
+
+@overload(_add, jit_options=OPTIONS)
+def _add_to(array, i, j, value):
+    def added(array, i, j, value):
+        array[i, j] += value
+
+    return (lambda array, i, j, value: None) if isinstance(array, types.NoneType) else added
 
 
 @_inner
@@ -98,57 +112,61 @@ def _rectified(x):
 
 
 @_inner
-def relu(bias, z, _two, _three, i):
-    """ReLU of z + bias, in place."""
+def relu(bias, z, base, _three, _four, i):
+    """ReLU of z + bias + base, in place."""
     for j in range(bias.size):
-        _write(z, i, j, _rectified(_read(z, i, j) + bias[j]))
+        _write(z, i, j, _rectified(_read(z, i, j) + bias[j] + _read(base, i, j)))
 
 
 @_inner
-def relu_of(bias, x, value, _three, i):
-    """ReLU of x + bias into `value`."""
+def relu_of(bias, x, value, base, _four, i):
+    """ReLU of x + bias + base into `value`."""
     for j in range(bias.size):
-        _write(value, i, j, _rectified(_read(x, i, j) + bias[j]))
+        _write(value, i, j, _rectified(_read(x, i, j) + bias[j] + _read(base, i, j)))
 
 
 @_inner
-def mish(bias, z, _two, _three, i):
-    """Mish of z + bias, in place."""
+def mish(bias, z, base, _three, _four, i):
+    """Mish of z + bias + base, in place."""
     for j in range(bias.size):
-        x = _read(z, i, j) + bias[j]
+        x = _read(z, i, j) + bias[j] + _read(base, i, j)
         _write(z, i, j, x * _gate(x)[0])
 
 
 @_inner
-def mish_of(bias, x, value, _three, i):
-    """Mish of x + bias into `value`."""
+def mish_of(bias, x, value, base, _four, i):
+    """Mish of x + bias + base into `value`."""
     for j in range(bias.size):
-        y = _read(x, i, j) + bias[j]
+        y = _read(x, i, j) + bias[j] + _read(base, i, j)
         _write(value, i, j, y * _gate(y)[0])
 
 
 @_inner
-def mish_and_slope(bias, z, value, _three, i):
-    """Mish of z + bias into `value`, its derivative in place of z."""
+def mish_and_slope(bias, z, value, base, _four, i):
+    """Mish of z + bias + base into `value`, its derivative in place of z."""
     for j in range(bias.size):
-        x = _read(z, i, j) + bias[j]
+        x = _read(z, i, j) + bias[j] + _read(base, i, j)
         gate, change = _gate(x)
         _write(value, i, j, x * gate)
         _write(z, i, j, gate + x * change)
 
 
 @_inner
-def through(_bias, gradient, slope, product, i):
-    """gradient * slope into `product`."""
+def through(_bias, gradient, slope, product, sums, i):
+    """gradient * slope into `product`, and added to its rows' `sums`."""
     for j in range(gradient.shape[1]):
-        _write(product, i, j, _read(gradient, i, j) * _read(slope, i, j))
+        value = _read(gradient, i, j) * _read(slope, i, j)
+        _write(product, i, j, value)
+        _add(sums, i // SUMMED_ROWS, j, value)
 
 
 @_inner
-def through_relu(_bias, gradient, value, product, i):
-    """The gradient where ReLU's value is positive, else 0, into `product`."""
+def through_relu(_bias, gradient, value, product, sums, i):
+    """The gradient where ReLU's value is positive, else 0, into `product`, and added to its rows' `sums`."""
     for j in range(gradient.shape[1]):
-        _write(product, i, j, _f(0.0) if _read(value, i, j) <= 0 else _read(gradient, i, j))  # NaN lets it through
+        passed = _f(0.0) if _read(value, i, j) <= 0 else _read(gradient, i, j)  # NaN lets it through
+        _write(product, i, j, passed)
+        _add(sums, i // SUMMED_ROWS, j, passed)
 
 
 @_builtin
@@ -172,21 +190,22 @@ def _take(typing_context, counter, amount) -> Any:
 
 
 @cache
-def _compiled(row: Row, first: Any, second: Any, third: Any) -> Any:
-    """What every thread runs, for matrices of these element types: blocks of rows until none is left."""
+def _compiled(row: Row, first: Any, second: Any, third: Any, fourth: Any) -> Any:
+    """What every thread runs, for matrices of these element types, None for none: blocks of rows until none is left."""
 
     def run(call):
         rows, columns, block = call[1], call[2], call[3]
         bias = carray(_pointer(call[4]), (columns,), np.float32)
         one = carray(_pointer(call[5]), (rows, columns), first)
-        two = carray(_pointer(call[6]), (rows, columns), second)
-        three = carray(_pointer(call[7]), (rows, columns), third)
+        two = None if second is None else carray(_pointer(call[6]), (rows, columns), second)
+        three = None if third is None else carray(_pointer(call[7]), (rows, columns), third)
+        four = None if fourth is None else carray(_pointer(call[8]), (rows, columns), fourth)
         while True:
             start = _take(call, block)
             if start >= rows:
                 break
             for i in range(start, min(start + block, rows)):
-                row(bias, one, two, three, i)
+                row(bias, one, two, three, four, i)
 
     signature = types.void(types.CPointer(types.int64))
     return kept_on_disk(partial(numba.cfunc, signature, **OPTIONS), run)
@@ -205,31 +224,46 @@ def _openmp() -> Any:
     return None
 
 
-def run_pass(row: Row, bias: Tensor | None, *matrices: Tensor) -> None:
-    """Do one of the passes above to up to three matrices (m, n), float32 or bfloat16, contiguous, on the CPU.
+def partial_sums(matrix: Tensor) -> Tensor:
+    """Zeros to which a pass adds the rows of a matrix (m, n): (m / `SUMMED_ROWS`, n) float32, rounded up."""
+    return torch.zeros(-(-len(matrix) // SUMMED_ROWS), matrix.shape[1])
+
+
+def run_pass(row: Row, bias: Tensor | None, *matrices: Tensor | None, sums: Tensor | None = None) -> None:
+    """Do one of the passes above to up to four matrices (m, n), float32 or bfloat16, contiguous, on the CPU.
 
     Args:
         row: `relu` and those after it.
         bias: float32 (n,), contiguous; None for a pass that takes none.
-        matrices: as many as the pass names, none twice.
+        matrices: those that the pass names, none twice; None for no base.
+        sums: see `partial_sums`, for a pass that names them.
 
     Raises:
         ValueError: another type or shape, or not contiguous.
     """
-    shape = matrices[0].shape
-    for tensor, size, kinds in ((bias, shape[1:], KINDS[:1]), *((matrix, shape, KINDS) for matrix in matrices)):
+    given = [*matrices, *[None] * (3 - len(matrices)), sums]
+    z = given[0]
+    assert z is not None
+    shape, sums_shape = z.shape, torch.Size((-(-z.shape[0] // SUMMED_ROWS), z.shape[1]))
+    expected = [(bias, shape[1:], KINDS[:1]), *((matrix, shape, KINDS) for matrix in matrices)]
+    for tensor, size, kinds in (*expected, (sums, sums_shape, KINDS[:1])):
         if tensor is not None and (tensor.shape != size or tensor.dtype not in kinds or not tensor.is_contiguous()):
             found = f"{tensor.dtype} {tuple(tensor.shape)} with strides {tensor.stride()}"
             raise ValueError(f"a pass takes contiguous {', '.join(map(str, kinds))} {tuple(size)}, got {found}")
-    given = (*matrices, *[matrices[-1]] * 2)[:3]
-    entry = _compiled(row, *(np.uint16 if tensor.dtype == torch.bfloat16 else np.float32 for tensor in given))
-    (rows, columns), parallel = matrices[0].shape, _openmp()
+    entry, (rows, columns), parallel = _compiled(row, *map(_element, given)), shape, _openmp()
     # all of PyTorch's threads or one: a smaller team would end the others, to be started again in the next product
     threads = torch.get_num_threads() if parallel and rows * columns >= LEAST_FOR_THREADS else 1
-    block = rows // (BLOCKS_PER_THREAD * threads) + 1
-    addresses = (tensor.data_ptr() for tensor in given)
-    call = _CALL(0, rows, columns, block, 0 if bias is None else bias.data_ptr(), *addresses)
+    # one block a thread, in order of waking: mostly the rows that the product before left in its core's cache
+    block = SUMMED_ROWS * -(-rows // (SUMMED_ROWS * threads))
+    call = _CALL(0, rows, columns, block, *(0 if part is None else part.data_ptr() for part in (bias, *given)))
     if threads == 1:
         _ENTRY(entry.address)(ctypes.addressof(call))
     else:
         parallel(entry.address, ctypes.addressof(call), threads, 0)
+
+
+def _element(matrix: Tensor | None) -> Any:
+    """The type of a matrix's elements as compiled functions see it."""
+    if matrix is None:
+        return None
+    return np.uint16 if matrix.dtype == torch.bfloat16 else np.float32

@@ -104,7 +104,7 @@ def test_the_released_arm_refuses_what_it_lacks(name: str, value: Any) -> None:
 def test_expert_pairs_are_those_of_the_best_episodes() -> None:
     method = make(expert_share=0.1, **MASKED)
     assert method.expert.ranks.max() <= 0.1 < pairs().ranks.max()
-    observations, actions = method.actor_pairs(batch_of_any(method))
+    observations, actions, _ = method.actor_pairs(batch_of_any(method))
     assert (observations[4:] == 0).all() and (actions[4:] == 0).all() and (observations[:4] != 0).all()
 
 
@@ -112,17 +112,18 @@ def test_expert_pairs_are_those_of_the_best_episodes() -> None:
 def test_stored_pairs_are_judged_once_where_they_are_drawn_more_often(values: dict[str, Any], monkeypatch) -> None:
     method = trained(weighting=True, **values)
     batch = batch_of(method)
-    stored = len(method.replay)
-    assert method.guidance_ahead(stored - 1) is None
+    stored, expert = len(method.replay), len(method.expert.actions) if values else 0
+    assert method.guidance_ahead(stored + expert - 1) is None
     monkeypatch.setattr(agent, "GUIDANCE_ROWS", 10)
     generator = method.generator.get_state()
-    direct = method.weights(method.batch_guidance(*method.actor_pairs(batch), batch.places))
+    observations, actions, known = method.actor_pairs(batch)
+    assert known is None
+    direct = method.weights(method.pair_guidance(observations, actions))
     method.generator.set_state(generator)
-    method.replay_guidance = method.guidance_ahead(stored)
-    assert method.replay_guidance is not None and method.replay_guidance.shape == (stored,)
-    ahead = method.weights(method.batch_guidance(*method.actor_pairs(batch), batch.places))
-    torch.testing.assert_close(ahead, direct)
-    assert direct.std() > 0 and trained(weighting=True, **values).replay_guidance is None
+    method.known_guidance = method.guidance_ahead(stored + expert)
+    assert [len(part) for part in method.known_guidance] == [stored, expert]
+    torch.testing.assert_close(method.weights(method.actor_pairs(batch)[2]), direct)
+    assert direct.std() > 0 and trained(weighting=True, **values).known_guidance is None
 
 
 @pytest.mark.parametrize(
