@@ -54,13 +54,13 @@ def _activate(
 
 
 def _through(gradient: Tensor, slope: Tensor, product: Tensor, rectified: bool, summed: bool) -> Tensor | None:
-    """The gradient (m, n) before an activation into `product`, and its sum over rows (n,) if asked for.
+    """The gradient (..., m, n) before an activation into `product`, and its sum over rows (..., n) if asked for.
 
     ReLU's slope is whether its value is positive.
     """
     sums = partial_sums(product) if summed else None
     run_pass(through_relu if rectified else through, None, gradient.contiguous(), slope, product, sums=sums)
-    return None if sums is None else sums.sum(0)
+    return None if sums is None else sums.sum(-2)
 
 
 class _Hidden(torch.autograd.Function):
@@ -68,10 +68,10 @@ class _Hidden(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, base: Tensor | None, result: torch.dtype, rectified: bool
     ) -> Tensor:
-        """Activation of x (B, in) weight' (in, out) + bias + base."""
+        """Activation of x (..., B, in) weight' (..., in, out) + bias + base."""
         kind, recorded = product_type("cpu"), ctx is not None
         x, weight, base = x.to(kind), weight.to(kind), None if base is None else base.contiguous()
-        value, slope = _activate(x.mm(weight.t()), bias.contiguous(), base, result, rectified, recorded)
+        value, slope = _activate(x.matmul(weight.mT), bias.contiguous(), base, result, rectified, recorded)
         if recorded:
             ctx.save_for_backward(x, weight, slope)
             ctx.rectified = rectified
@@ -86,8 +86,8 @@ class _Hidden(torch.autograd.Function):
         gradient = torch.empty(slope.shape, dtype=x.dtype)
         sums = _through(gradients[0], slope, gradient, ctx.rectified, of_bias)
         return (
-            gradient.mm(weight) if of_x else None,
-            gradient.t().mm(x) if of_weight else None,
+            gradient.matmul(weight) if of_x else None,
+            gradient.mT.matmul(x) if of_weight else None,
             sums,
             gradient if of_base else None,
             None,
@@ -103,27 +103,36 @@ def hidden_layer(
     base: Tensor | None = None,
     result: torch.dtype | None = None,
 ) -> Tensor:
-    """activation(x W' + bias + base), (B, out), equal to PyTorch's to about 1e-6.
+    """activation(x W' + bias + base), (B, out), equal to PyTorch's to about 1e-6; of several layers (G, B, out).
 
     In few passes for ReLU and Mish of float32 parameters, alone or under autocast to bfloat16, on the CPU; else by
     PyTorch's modules.
 
     Args:
-        x: (B, in).
-        weight, bias: W (out, in) and (out,).
+        x: (B, in), or (G, B, in) for G layers at once.
+        weight, bias: W (out, in) and (out,), or (G, out, in) and (G, out); W may be rounded to the product's type.
         activation: a module that works element by element.
-        base: (B, out) of the product's type.
+        base: of the value's shape and the product's type.
         result: type of the value, by default the product's.
     """
-    kinds = {x.dtype, result or torch.float32, product_type(x.device.type)}
+    product = product_type(x.device.type)
+    kinds = {x.dtype, result or torch.float32, product}
     known = isinstance(activation, nn.ReLU | nn.Mish) and kinds <= set(KINDS)
-    known = known and {weight.dtype, bias.dtype} <= {torch.float32, product_type(x.device.type)}
-    known = known and bias.dtype == torch.float32 and bias.shape == weight.shape[:1]
-    if not known or x.device.type != "cpu" or x.dim() != 2:
-        z = F.linear(x, weight, bias)
+    known = known and weight.dtype in (torch.float32, product) and bias.dtype == torch.float32
+    known = known and bias.shape == weight.shape[:-1] and x.dim() == weight.dim() in (2, 3)
+    if not known or x.device.type != "cpu":
+        z = affine(x, weight, bias)
         value = activation(z if base is None else z + base)
         return value if result is None else value.to(result)
-    arguments = (x, weight, bias, base, result or product_type("cpu"), isinstance(activation, nn.ReLU))
+    arguments = (x, weight, bias, base, result or product, isinstance(activation, nn.ReLU))
     if torch.is_grad_enabled() and any(isinstance(part, Tensor) and part.requires_grad for part in arguments):
         return _Hidden.apply(*arguments)  # pyright: ignore[reportReturnType]
     return _Hidden.forward(None, *arguments)
+
+
+def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x W' + bias of one layer (out, in), or of G layers (G, out, in) and inputs (G, B, in)."""
+    if weight.dim() == 2:
+        return F.linear(x, weight, bias)
+    product = x.matmul(weight.mT)
+    return product + bias.unsqueeze(-2).to(product.dtype)

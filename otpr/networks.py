@@ -9,13 +9,13 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from otpr.hidden import hidden_layer
+from otpr.hidden import affine, hidden_layer
 from otpr.precision import float32_products, product_type
 
 NoiseAt = Callable[[Tensor, int], Tensor]  # noisy chunks (B, H, A) and a step's number in its chain -> (B, H, A)
@@ -70,15 +70,30 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., dims[0]) to (..., dims[-1])."""
-        *before, last = self.moduleList
-        kind = product_type(x.device.type)
-        for i, block in enumerate(before):
-            layer, act = block.children()
-            assert isinstance(layer, nn.Linear)
-            evaluate = partial(hidden_layer, weight=layer.weight, bias=layer.bias, activation=act)
-            evaluate = partial(evaluate, result=torch.float32 if block is before[-1] else kind)
-            x = evaluate(x) if i else float32_layer(evaluate, x)
-        return float32_layer(last, x)
+        return through_layers(self.layers(), x)
+
+    def layers(self) -> list[Layer]:
+        """The layers, first to last."""
+        blocks = [list(block.children()) for block in self.moduleList]
+        return [Layer(cast(nn.Linear, linear).weight, cast(nn.Linear, linear).bias, *act) for linear, *act in blocks]
+
+
+class Layer(NamedTuple):
+    """A layer: weight (out, in) and bias (out,), or those of G networks, (G, out, in) and (G, out)."""
+
+    weight: Tensor
+    bias: Tensor
+    activation: nn.Module | None = None  # none of the last one
+
+
+def through_layers(layers: Sequence[Layer], x: Tensor) -> Tensor:
+    """Apply a plain network to (..., in), or G of them to (G, B, in), the first and last layer in float32."""
+    *before, last = layers
+    for i, layer in enumerate(before):
+        kind = torch.float32 if i == len(before) - 1 else product_type(x.device.type)
+        evaluate = partial(hidden_layer, **layer._asdict(), result=kind)
+        x = evaluate(x) if i else float32_layer(evaluate, x)
+    return float32_layer(partial(affine, weight=last.weight, bias=last.bias), x)
 
 
 class ResidualBlock(nn.Module):
@@ -361,7 +376,15 @@ class TwinQ(nn.Module):
     def forward(self, observations: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Q of observations (B, O) and chunks (B, H, A): two tensors (B,)."""
         features = torch.cat([observations, actions.flatten(1)], dim=-1)  # (B, O + H*A)
-        return self.Q1(features).squeeze(-1), self.Q2(features).squeeze(-1)
+        if not (isinstance(self.Q1, MLP) and isinstance(self.Q2, MLP)):
+            return self.Q1(features).squeeze(-1), self.Q2(features).squeeze(-1)
+        pairs = zip(self.Q1.layers(), self.Q2.layers(), strict=True)
+        both = [
+            Layer(torch.stack([one.weight, two.weight]), torch.stack([one.bias, two.bias]), one.activation)
+            for one, two in pairs
+        ]
+        q1, q2 = through_layers(both, features.expand(2, *features.shape)).squeeze(-1)  # (2, B)
+        return q1, q2
 
     def minimum(self, observations: Tensor, actions: Tensor) -> Tensor:
         """The smaller of the two, (B,)."""

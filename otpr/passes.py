@@ -12,6 +12,7 @@ itself, so that the number of threads changes no bit.
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -26,15 +27,15 @@ from torch import Tensor
 
 from otpr.compiling import kept_on_disk
 
-Row = Callable[..., None]  # of a bias, up to four matrices, None for each that there is not, and a row's index
+Row = Callable[..., None]  # of bias and sums (n,), up to three matrices, None for what there is not, and a row's index
 
 # products and sums may be fused, all else is as written
 OPTIONS: Any = {"fastmath": {"contract"}, "error_model": "numpy"}
 
 LEAST_FOR_THREADS = 32_768  # elements; fewer take less time than waking threads does
 KINDS = (torch.float32, torch.bfloat16)  # types of matrices
-SUMMED_ROWS = 64  # in one partial sum, which is one thread's: blocks are multiples of it
-_CALL = ctypes.c_int64 * 9  # next row, rows, columns, rows in a block, addresses of the bias and the four matrices
+PART_ROWS = 64  # of one matrix, which one thread does, adding them to one partial sum
+_CALL = ctypes.c_int64 * 10  # next part, parts, parts a thread takes, rows, columns, addresses: bias, sums, matrices
 _ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)  # of a compiled pass
 _f, _u32 = np.float32, np.uint32
 _LOG2E, _LN2_HIGH, _LN2_LOW = _f(1.44269504), _f(0.693359375), _f(-2.12194440e-4)  # ln 2 in two parts: no cancellation
@@ -47,15 +48,15 @@ _inner, _builtin = register_jitable(**OPTIONS), cast(Any, intrinsic)  # which is
 
 
 def _read(array, i, j) -> Any:
-    """array[i, j] as float32; bfloat16 comes as its bits in uint16. Of None -0, which changes nothing it is added to."""
+    """array[i, j] as float32; bfloat16 comes as its bits, uint16. Of None -0, which changes nothing it is added to."""
 
 
 def _write(array, i, j, value):
     """A float32 value into array[i, j], rounded to the nearest bfloat16, ties to even, where it holds those."""
 
 
-def _add(array, i, j, value):
-    """Add a value to array[i, j], of float32; nothing where there is no array."""
+def _add(array, j, value):
+    """Add a value to array[j], of float32; nothing where there is no array."""
 
 
 @overload(_read, jit_options=OPTIONS)
@@ -80,11 +81,11 @@ def _write_as(array, i, j, value):
 
 
 @overload(_add, jit_options=OPTIONS)
-def _add_to(array, i, j, value):
-    def added(array, i, j, value):
-        array[i, j] += value
+def _add_to(array, j, value):
+    def added(array, j, value):
+        array[j] += value
 
-    return (lambda array, i, j, value: None) if isinstance(array, types.NoneType) else added
+    return (lambda array, j, value: None) if isinstance(array, types.NoneType) else added
 
 
 @_inner
@@ -112,21 +113,21 @@ def _rectified(x):
 
 
 @_inner
-def relu(bias, z, base, _three, _four, i):
+def relu(bias, _sums, z, base, _three, i):
     """ReLU of z + bias + base, in place."""
     for j in range(bias.size):
         _write(z, i, j, _rectified(_read(z, i, j) + bias[j] + _read(base, i, j)))
 
 
 @_inner
-def relu_of(bias, x, value, base, _four, i):
+def relu_of(bias, _sums, x, value, base, i):
     """ReLU of x + bias + base into `value`."""
     for j in range(bias.size):
         _write(value, i, j, _rectified(_read(x, i, j) + bias[j] + _read(base, i, j)))
 
 
 @_inner
-def mish(bias, z, base, _three, _four, i):
+def mish(bias, _sums, z, base, _three, i):
     """Mish of z + bias + base, in place."""
     for j in range(bias.size):
         x = _read(z, i, j) + bias[j] + _read(base, i, j)
@@ -134,7 +135,7 @@ def mish(bias, z, base, _three, _four, i):
 
 
 @_inner
-def mish_of(bias, x, value, base, _four, i):
+def mish_of(bias, _sums, x, value, base, i):
     """Mish of x + bias + base into `value`."""
     for j in range(bias.size):
         y = _read(x, i, j) + bias[j] + _read(base, i, j)
@@ -142,7 +143,7 @@ def mish_of(bias, x, value, base, _four, i):
 
 
 @_inner
-def mish_and_slope(bias, z, value, base, _four, i):
+def mish_and_slope(bias, _sums, z, value, base, i):
     """Mish of z + bias + base into `value`, its derivative in place of z."""
     for j in range(bias.size):
         x = _read(z, i, j) + bias[j] + _read(base, i, j)
@@ -152,21 +153,21 @@ def mish_and_slope(bias, z, value, base, _four, i):
 
 
 @_inner
-def through(_bias, gradient, slope, product, sums, i):
-    """gradient * slope into `product`, and added to its rows' `sums`."""
+def through(_bias, sums, gradient, slope, product, i):
+    """gradient * slope into `product`, and added to `sums`."""
     for j in range(gradient.shape[1]):
         value = _read(gradient, i, j) * _read(slope, i, j)
         _write(product, i, j, value)
-        _add(sums, i // SUMMED_ROWS, j, value)
+        _add(sums, j, value)
 
 
 @_inner
-def through_relu(_bias, gradient, value, product, sums, i):
-    """The gradient where ReLU's value is positive, else 0, into `product`, and added to its rows' `sums`."""
+def through_relu(_bias, sums, gradient, value, product, i):
+    """The gradient where ReLU's value is positive, else 0, into `product`, and added to `sums`."""
     for j in range(gradient.shape[1]):
         passed = _f(0.0) if _read(value, i, j) <= 0 else _read(gradient, i, j)  # NaN lets it through
         _write(product, i, j, passed)
-        _add(sums, i // SUMMED_ROWS, j, passed)
+        _add(sums, j, passed)
 
 
 @_builtin
@@ -190,22 +191,29 @@ def _take(typing_context, counter, amount) -> Any:
 
 
 @cache
-def _compiled(row: Row, first: Any, second: Any, third: Any, fourth: Any) -> Any:
-    """What every thread runs, for matrices of these element types, None for none: blocks of rows until none is left."""
+def _compiled(row: Row, summed: bool, first: Any, second: Any, third: Any) -> Any:
+    """What every thread runs, for matrices of these element types, None for none: parts of matrices until none is left.
+
+    Matrices of a stack lie behind each other.
+    """
 
     def run(call):
-        rows, columns, block = call[1], call[2], call[3]
-        bias = carray(_pointer(call[4]), (columns,), np.float32)
-        one = carray(_pointer(call[5]), (rows, columns), first)
-        two = None if second is None else carray(_pointer(call[6]), (rows, columns), second)
-        three = None if third is None else carray(_pointer(call[7]), (rows, columns), third)
-        four = None if fourth is None else carray(_pointer(call[8]), (rows, columns), fourth)
+        parts, rows, columns = call[1], call[3], call[4]
+        of_matrix = (rows + PART_ROWS - 1) // PART_ROWS
+        bias = carray(_pointer(call[5]), (parts, columns), np.float32)
+        sums = carray(_pointer(call[6]), (parts, columns), np.float32)
+        one = carray(_pointer(call[7]), (parts, columns), first)
+        two = None if second is None else carray(_pointer(call[8]), (parts, columns), second)
+        three = None if third is None else carray(_pointer(call[9]), (parts, columns), third)
         while True:
-            start = _take(call, block)
-            if start >= rows:
+            start = _take(call, call[2])
+            if start >= parts:
                 break
-            for i in range(start, min(start + block, rows)):
-                row(bias, one, two, three, four, i)
+            for part in range(start, min(start + call[2], parts)):
+                matrix = part // of_matrix
+                top, end = matrix * rows + part % of_matrix * PART_ROWS, (matrix + 1) * rows
+                for i in range(top, min(top + PART_ROWS, end)):
+                    row(bias[matrix], sums[part] if summed else None, one, two, three, i)
 
     signature = types.void(types.CPointer(types.int64))
     return kept_on_disk(partial(numba.cfunc, signature, **OPTIONS), run)
@@ -224,38 +232,44 @@ def _openmp() -> Any:
     return None
 
 
-def partial_sums(matrix: Tensor) -> Tensor:
-    """Zeros to which a pass adds the rows of a matrix (m, n): (m / `SUMMED_ROWS`, n) float32, rounded up."""
-    return torch.zeros(-(-len(matrix) // SUMMED_ROWS), matrix.shape[1])
+def partial_sums(matrices: Tensor) -> Tensor:
+    """Zeros to which a pass adds the rows of matrices (..., m, n): (..., m / `PART_ROWS` rounded up, n) float32."""
+    return torch.zeros(_sums_shape(matrices))
+
+
+def _sums_shape(matrices: Tensor) -> torch.Size:
+    *stack, rows, columns = matrices.shape
+    return torch.Size((*stack, -(-rows // PART_ROWS), columns))
 
 
 def run_pass(row: Row, bias: Tensor | None, *matrices: Tensor | None, sums: Tensor | None = None) -> None:
-    """Do one of the passes above to up to four matrices (m, n), float32 or bfloat16, contiguous, on the CPU.
+    """Do one of the passes above to up to three matrices, or stacks of them, float32 or bfloat16, on the CPU.
 
     Args:
         row: `relu` and those after it.
-        bias: float32 (n,), contiguous; None for a pass that takes none.
-        matrices: those that the pass names, none twice; None for no base.
+        bias: float32 (..., n); None for a pass that takes none.
+        matrices: (..., m, n), those that the pass names, none twice; None for no base.
         sums: see `partial_sums`, for a pass that names them.
 
     Raises:
         ValueError: another type or shape, or not contiguous.
     """
-    given = [*matrices, *[None] * (3 - len(matrices)), sums]
+    given = (*matrices, *[None] * (3 - len(matrices)))
     z = given[0]
     assert z is not None
-    shape, sums_shape = z.shape, torch.Size((-(-z.shape[0] // SUMMED_ROWS), z.shape[1]))
-    expected = [(bias, shape[1:], KINDS[:1]), *((matrix, shape, KINDS) for matrix in matrices)]
-    for tensor, size, kinds in (*expected, (sums, sums_shape, KINDS[:1])):
+    *stack, rows, columns = shape = z.shape
+    expected = [(bias, torch.Size((*stack, columns)), KINDS[:1]), (sums, _sums_shape(z), KINDS[:1])]
+    for tensor, size, kinds in (*expected, *((matrix, shape, KINDS) for matrix in matrices)):
         if tensor is not None and (tensor.shape != size or tensor.dtype not in kinds or not tensor.is_contiguous()):
             found = f"{tensor.dtype} {tuple(tensor.shape)} with strides {tensor.stride()}"
             raise ValueError(f"a pass takes contiguous {', '.join(map(str, kinds))} {tuple(size)}, got {found}")
-    entry, (rows, columns), parallel = _compiled(row, *map(_element, given)), shape, _openmp()
+    entry, parallel = _compiled(row, sums is not None, *map(_element, given)), _openmp()
     # all of PyTorch's threads or one: a smaller team would end the others, to be started again in the next product
-    threads = torch.get_num_threads() if parallel and rows * columns >= LEAST_FOR_THREADS else 1
-    # one block a thread, in order of waking: mostly the rows that the product before left in its core's cache
-    block = SUMMED_ROWS * -(-rows // (SUMMED_ROWS * threads))
-    call = _CALL(0, rows, columns, block, *(0 if part is None else part.data_ptr() for part in (bias, *given)))
+    threads = torch.get_num_threads() if parallel and z.numel() >= LEAST_FOR_THREADS else 1
+    parts = math.prod(stack) * -(-rows // PART_ROWS)
+    # the same number each, in order of waking: mostly the rows that the product before left in a core's cache
+    addresses = (0 if part is None else part.data_ptr() for part in (bias, sums, *given))
+    call = _CALL(0, parts, -(-parts // threads), rows, columns, *addresses)
     if threads == 1:
         _ENTRY(entry.address)(ctypes.addressof(call))
     else:

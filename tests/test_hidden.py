@@ -321,7 +321,7 @@ def test_the_number_of_threads_changes_no_bit(
     net, x = network(residual, kind, width=96), normal(1001, 96)
     assert x.numel() > 2 * passes.LEAST_FOR_THREADS
     assert sys.platform != "linux" or passes._openmp() is not None  # else one thread would be compared with itself
-    monkeypatch.setattr(torch.Tensor, "mm", reproducible_product)
+    monkeypatch.setattr(torch.Tensor, "matmul", reproducible_product)
     monkeypatch.setattr(F, "linear", lambda x, weight, bias=0: reproducible_product(x, weight.t()) + bias)
     found = []
     for threads, parallel in ((1, True), (2, True), (5, True), (5, False)):
