@@ -34,6 +34,7 @@ OPTIONS: Any = {"fastmath": {"contract"}, "error_model": "numpy"}
 
 LEAST_FOR_THREADS = 32_768  # elements; fewer take less time than waking threads does
 KINDS = (torch.float32, torch.bfloat16)  # types of matrices
+_ELEMENTS: dict[torch.dtype | None, Any] = {torch.float32: np.float32, torch.bfloat16: np.uint16}  # compiled functions'
 PART_ROWS = 64  # of one matrix, which one thread does, adding them to one partial sum
 _CALL = ctypes.c_int64 * 10  # next part, parts, parts a thread takes, rows, columns, addresses: bias, sums, matrices
 _ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)  # of a compiled pass
@@ -191,11 +192,12 @@ def _take(typing_context, counter, amount) -> Any:
 
 
 @cache
-def _compiled(row: Row, summed: bool, first: Any, second: Any, third: Any) -> Any:
-    """What every thread runs, for matrices of these element types, None for none: parts of matrices until none is left.
+def _compiled(row: Row, summed: bool, *kinds: torch.dtype | None) -> Any:
+    """What every thread runs, for three matrices of these types, None for none: parts of them until none is left.
 
     Matrices of a stack lie behind each other.
     """
+    first, second, third = map(_ELEMENTS.get, kinds)
 
     def run(call):
         parts, rows, columns = call[1], call[3], call[4]
@@ -237,9 +239,9 @@ def partial_sums(matrices: Tensor) -> Tensor:
     return torch.zeros(_sums_shape(matrices))
 
 
-def _sums_shape(matrices: Tensor) -> torch.Size:
+def _sums_shape(matrices: Tensor) -> tuple[int, ...]:
     *stack, rows, columns = matrices.shape
-    return torch.Size((*stack, -(-rows // PART_ROWS), columns))
+    return *stack, -(-rows // PART_ROWS), columns
 
 
 def run_pass(row: Row, bias: Tensor | None, *matrices: Tensor | None, sums: Tensor | None = None) -> None:
@@ -258,12 +260,15 @@ def run_pass(row: Row, bias: Tensor | None, *matrices: Tensor | None, sums: Tens
     z = given[0]
     assert z is not None
     *stack, rows, columns = shape = z.shape
-    expected = [(bias, torch.Size((*stack, columns)), KINDS[:1]), (sums, _sums_shape(z), KINDS[:1])]
-    for tensor, size, kinds in (*expected, *((matrix, shape, KINDS) for matrix in matrices)):
-        if tensor is not None and (tensor.shape != size or tensor.dtype not in kinds or not tensor.is_contiguous()):
-            found = f"{tensor.dtype} {tuple(tensor.shape)} with strides {tensor.stride()}"
-            raise ValueError(f"a pass takes contiguous {', '.join(map(str, kinds))} {tuple(size)}, got {found}")
-    entry, parallel = _compiled(row, sums is not None, *map(_element, given)), _openmp()
+    for matrix in matrices:
+        _check(matrix, shape, KINDS)
+    _check(bias, (*stack, columns), KINDS[:1])
+    if sums is not None:
+        _check(sums, _sums_shape(z), KINDS[:1])
+    entry, parallel = (
+        _compiled(row, sums is not None, *(part if part is None else part.dtype for part in given)),
+        _openmp(),
+    )
     # all of PyTorch's threads or one: a smaller team would end the others, to be started again in the next product
     threads = torch.get_num_threads() if parallel and z.numel() >= LEAST_FOR_THREADS else 1
     parts = math.prod(stack) * -(-rows // PART_ROWS)
@@ -276,8 +281,7 @@ def run_pass(row: Row, bias: Tensor | None, *matrices: Tensor | None, sums: Tens
         parallel(entry.address, ctypes.addressof(call), threads, 0)
 
 
-def _element(matrix: Tensor | None) -> Any:
-    """The type of a matrix's elements as compiled functions see it."""
-    if matrix is None:
-        return None
-    return np.uint16 if matrix.dtype == torch.bfloat16 else np.float32
+def _check(tensor: Tensor | None, shape: tuple[int, ...], kinds: tuple[torch.dtype, ...]) -> None:
+    if tensor is not None and (tensor.shape != shape or tensor.dtype not in kinds or not tensor.is_contiguous()):
+        found = f"{tensor.dtype} {tuple(tensor.shape)} with strides {tensor.stride()}"
+        raise ValueError(f"a pass takes contiguous {', '.join(map(str, kinds))} {tuple(shape)}, got {found}")
