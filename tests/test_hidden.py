@@ -19,7 +19,7 @@ from benchmark.speed.measuring import OperationCounter
 from otpr import passes
 from otpr.compiling import compiled
 from otpr.hidden import hidden_layer
-from otpr.networks import MLP, ResidualMLP, linear
+from otpr.networks import MLP, ResidualMLP, TwinQ, linear
 from otpr.precision import backward, float32_products, precision_context
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -228,6 +228,53 @@ def test_other_parameters_than_contiguous_float32_are_pytorchs_or_copied(kind: s
     rounded = copy.deepcopy(layer).bfloat16()
     found = hidden_layer(x.bfloat16(), rounded.weight, rounded.bias, act)
     assert torch.equal(found, act(rounded(x.bfloat16())))
+
+
+@each_kind
+@pytest.mark.parametrize(("precision", "error"), [("float32", 1e-6), ("bfloat16", 2e-2)])
+@pytest.mark.parametrize("rows", [0, 1, 130])  # 130: the last part of the first layer ends before the second layer's
+def test_several_layers_at_once(kind: str, precision: str, error: float, rows: int) -> None:
+    layers = [linear(6, 24, torch.Generator().manual_seed(seed)) for seed in range(3)]
+    x = normal(rows, 6)
+
+    def at_once(x: Tensor) -> Tensor:
+        weight, bias = (torch.stack([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
+        return hidden_layer(x.expand(3, *x.shape), weight, bias, KINDS[kind])
+
+    parameters = [parameter for layer in layers for parameter in layer.parameters()]
+    with precision_context(precision, "cpu"):
+        found = gradients(at_once, x, parameters)
+    reference = gradients(lambda x: torch.stack([KINDS[kind](layer(x)) for layer in layers]), x, parameters)
+    assert found[0].shape == (3, rows, 24)
+    for one, other in zip(found, reference, strict=True):
+        assert (one - other).norm() <= error * other.norm()
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_both_q_of_a_twin_are_what_each_is_alone(residual: bool) -> None:
+    critic = TwinQ(5, 6, (64, 64, 64), residual, torch.Generator().manual_seed(0))
+    observations, actions = normal(70, 5), normal(70, 2, 3)
+    features = torch.cat([observations, actions.flatten(1)], 1)
+    parameters = list(critic.parameters())
+    together, alone = (
+        gradients(function, features, parameters)
+        for function in (
+            lambda x: torch.stack(critic(x[:, :5], x[:, 5:].unflatten(1, (2, 3)))),
+            lambda x: torch.stack([critic.Q1(x)[:, 0], critic.Q2(x)[:, 0]]),
+        )
+    )
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_of_biases_are_added_in_float32() -> None:
+    """Of the rounded gradients' sum over many rows bfloat16 would keep three digits."""
+    layer, x = linear(4, 24, torch.Generator().manual_seed(0)), normal(4000, 4)
+    with precision_context("bfloat16", "cpu"):
+        value = Hidden(layer, nn.ReLU())(x)
+        backward([value.sum()])
+    assert layer.bias.grad is not None
+    assert torch.equal(layer.bias.grad, (value > 0).sum(0).float())
 
 
 def test_where_nothing_can_be_cached_functions_compile_all_the_same() -> None:
