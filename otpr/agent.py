@@ -61,8 +61,8 @@ class OTPR(ImplicitQ):
         self.expert = _expert(settings, demonstrations, generator.device)
         self.keypoints = _keypoints(settings, self.expert, init)
         self.selections: list[Metrics] = []  # of the chunks chosen since the last update
-        # of all replayed and all expert pairs, while actor steps draw them over and over
-        self.known_guidance: tuple[Tensor, Tensor] | None = None
+        # of all replayed pairs, then of all expert pairs, while actor steps draw them over and over
+        self.known_guidance: Tensor | None = None
 
     @property
     def guided(self) -> bool:
@@ -160,28 +160,29 @@ class OTPR(ImplicitQ):
             chunks = torch.cat([fixed.chunks, chunks])
         return observations, chunks
 
-    def guidance_ahead(self, draws: int) -> tuple[Tensor, Tensor] | None:
+    def guidance_ahead(self, draws: int) -> Tensor | None:
         """Guidance of every replayed and every expert pair, where actor steps draw more pairs than there are.
 
         Critic and potentials stand still during actor steps, so that once per pair is enough.
 
         Returns:
-            (len(replay),) and (number of expert pairs,); the latter is empty where the actor sees none.
+            (len(replay) + number of expert pairs,), without the latter where the actor sees none.
         """
-        stored, expert = self.replay.contents(), self.expert if self.settings.expert_fraction else None
-        if not self.settings.weighting or draws < len(self.replay) + (0 if expert is None else len(expert.actions)):
+        experts = self.expert if self.expert_count(self.settings.batch_size) else None
+        if not self.settings.weighting or draws < len(self.replay) + (len(experts.actions) if experts else 0):
             return None
-        of_expert = stored.rewards[:0] if expert is None else self.pair_guidance(expert.observations, expert.actions)
-        return self.pair_guidance(stored.observations, stored.actions), of_expert
+        sources = [self.replay.contents(), *([experts] if experts else [])]
+        return torch.cat([self.pair_guidance(source.observations, source.actions) for source in sources])
 
     def actor_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Denoising loss weighted by the guidance (eq. 10) on replayed and expert pairs."""
-        observations, actions, known = self.actor_pairs(batch)
+        observations, actions, places = self.actor_pairs(batch)
         losses = self.actor.bc_losses(actions, observations, self.generator)
         metrics = {"actor/bc_loss": losses.detach().mean()}
         if not self.settings.weighting:
             return losses.mean(), metrics
-        weights = self.weights(self.pair_guidance(observations, actions) if known is None else known)
+        known = self.known_guidance
+        weights = self.weights(self.pair_guidance(observations, actions) if known is None else known[places])
         loss = (weights * losses).mean()
         return loss, metrics | {
             "actor/weighted_bc_loss": loss.detach(),
@@ -189,17 +190,19 @@ class OTPR(ImplicitQ):
             "actor/weight_zero_share": (weights == 0).float().mean(),
         }
 
-    def actor_pairs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The batch, its first `expert_count` replaced by expert pairs: (B, O), (B, H, A), guidance (B,) if known."""
-        known = None if self.known_guidance is None else self.known_guidance[0][batch.places]
+    def actor_pairs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """The batch, its first `expert_count` replaced by expert pairs.
+
+        Returns:
+            Observations (B, O), chunks (B, H, A), and the pairs' places (B,) in `known_guidance`.
+        """
         count = self.expert_count(len(batch.actions))
         if self.expert is None or not count:
-            return batch.observations, batch.actions, known
+            return batch.observations, batch.actions, batch.places
         picks = torch.randint(len(self.expert.actions), (count,), generator=self.generator, device=batch.actions.device)
         observations = torch.cat([self.expert.observations[picks], batch.observations[count:]])
-        if self.known_guidance is not None and known is not None:
-            known = torch.cat([self.known_guidance[1][picks], known[count:]])
-        return observations, torch.cat([self.expert.actions[picks], batch.actions[count:]]), known
+        actions = torch.cat([self.expert.actions[picks], batch.actions[count:]])
+        return observations, actions, torch.cat([len(self.replay) + picks, batch.places[count:]])
 
     def expert_count(self, batch_size: int) -> int:
         """How many of an actor's batch are expert pairs, the first ones."""

@@ -40,10 +40,8 @@ def twin_q_loss(q1: Tensor, q2: Tensor, target: Tensor) -> tuple[Tensor, Metrics
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     """One optimiser step on `loss`; gradients of other leaves in its graph are not accumulated."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for parameter in parameters:
-        parameter.grad = None  # as `zero_grad` does, at a tenth of its time
-    backward([loss], inputs=parameters)
+    optimizer.zero_grad(set_to_none=True)
+    backward([loss], inputs=[p for group in optimizer.param_groups for p in group["params"]])
     optimizer.step()
 
 

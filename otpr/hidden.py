@@ -1,4 +1,4 @@
-"""Hidden layers on the CPU in few passes over memory: bias and activation overwrite the product's result.
+"""Hidden layers on the CPU in few passes over memory: bias, base and activation overwrite the product's result.
 
 PyTorch's Mish, x tanh(log(1 + e^x)) (Misra 2019), takes a logarithm, an exponential and a hyperbolic tangent per
 element, in the backward pass once more: on critics with 256 units that is more time than their products. With w = e^x
@@ -105,7 +105,7 @@ def hidden_layer(
 ) -> Tensor:
     """activation(x W' + bias + base), (B, out), equal to PyTorch's to about 1e-6; of several layers (G, B, out).
 
-    In few passes for ReLU and Mish of float32 parameters, alone or under autocast to bfloat16, on the CPU; else by
+    In few passes for ReLU and Mish of float32 biases, alone or under autocast to bfloat16, on the CPU; else by
     PyTorch's modules.
 
     Args:
@@ -114,6 +114,9 @@ def hidden_layer(
         activation: a module that works element by element.
         base: of the value's shape and the product's type.
         result: type of the value, by default the product's.
+
+    Raises:
+        ValueError: a base of another shape or type, on the CPU.
     """
     product = product_type(x.device.type)
     kinds = {x.dtype, result or torch.float32, product}
@@ -134,5 +137,4 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x W' + bias of one layer (out, in), or of G layers (G, out, in) and inputs (G, B, in)."""
     if weight.dim() == 2:
         return F.linear(x, weight, bias)
-    product = x.matmul(weight.mT)
-    return product + bias.unsqueeze(-2).to(product.dtype)
+    return torch.baddbmm(bias.unsqueeze(-2), x, weight.mT)

@@ -55,6 +55,25 @@ def activation(name: str) -> nn.Module:
     return ACTIVATIONS[name]()
 
 
+class Layer(NamedTuple):
+    """A layer: weight (out, in) and bias (out,), or those of G networks, (G, out, in) and (G, out)."""
+
+    weight: Tensor
+    bias: Tensor
+    activation: nn.Module | None = None  # none of the last one
+
+
+def through_layers(layers: Sequence[Layer], x: Tensor) -> Tensor:
+    """Apply a plain network to (..., in), or G of them to (G, B, in), the first and last layer in float32."""
+    *before, last = layers
+    for i, (weight, bias, act) in enumerate(before):
+        assert act is not None
+        kind = torch.float32 if i == len(before) - 1 else product_type(x.device.type)
+        evaluate = partial(hidden_layer, weight=weight, bias=bias, activation=act, result=kind)
+        x = evaluate(x) if i else float32_layer(evaluate, x)
+    return float32_layer(partial(affine, weight=last.weight, bias=last.bias), x)
+
+
 class MLP(nn.Module):
     """Linear layers with an activation between them and none after the last. Keys ``moduleList.{i}.linear_1``."""
 
@@ -70,30 +89,16 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., dims[0]) to (..., dims[-1])."""
-        return through_layers(self.layers(), x)
+        return through_layers(self.as_layers(), x)
 
-    def layers(self) -> list[Layer]:
+    def as_layers(self) -> list[Layer]:
         """The layers, first to last."""
-        blocks = [list(block.children()) for block in self.moduleList]
-        return [Layer(cast(nn.Linear, linear).weight, cast(nn.Linear, linear).bias, *act) for linear, *act in blocks]
-
-
-class Layer(NamedTuple):
-    """A layer: weight (out, in) and bias (out,), or those of G networks, (G, out, in) and (G, out)."""
-
-    weight: Tensor
-    bias: Tensor
-    activation: nn.Module | None = None  # none of the last one
-
-
-def through_layers(layers: Sequence[Layer], x: Tensor) -> Tensor:
-    """Apply a plain network to (..., in), or G of them to (G, B, in), the first and last layer in float32."""
-    *before, last = layers
-    for i, layer in enumerate(before):
-        kind = torch.float32 if i == len(before) - 1 else product_type(x.device.type)
-        evaluate = partial(hidden_layer, **layer._asdict(), result=kind)
-        x = evaluate(x) if i else float32_layer(evaluate, x)
-    return float32_layer(partial(affine, weight=last.weight, bias=last.bias), x)
+        layers = []
+        for block in self.moduleList:
+            layer, *act = block.children()
+            assert isinstance(layer, nn.Linear)
+            layers.append(Layer(layer.weight, layer.bias, *act))
+        return layers
 
 
 class ResidualBlock(nn.Module):
@@ -288,7 +293,8 @@ class DenoisingMLP(nn.Module):
             observations: (B, O).
 
         Returns:
-            A function of noisy chunks (B, H, A) and the number of the step in 0..S-1, to (B, H, A).
+            A function of noisy chunks (B, H, A) and the number of the step in 0..S-1, to (B, H, A); to be called in
+            the same precision and with or without gradients as here.
         """
         net, condition = self.mlp_mean, self.condition(observations)
         x_weight, rest = net.first.weight.tensor_split([self.action_horizon * self.action_dim], dim=1)
@@ -374,14 +380,17 @@ class TwinQ(nn.Module):
         self.Q1, self.Q2 = (build(dims, "mish", generator) for _ in range(2))
 
     def forward(self, observations: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Q of observations (B, O) and chunks (B, H, A): two tensors (B,)."""
+        """Q of observations (B, O) and chunks (B, H, A): two tensors (B,).
+
+        Where gradients are recorded and both networks are plain they share products and passes: half as many calls,
+        forward and backward. A loss of one of them then gives the other gradients of zero.
+        """
         features = torch.cat([observations, actions.flatten(1)], dim=-1)  # (B, O + H*A)
-        if not (isinstance(self.Q1, MLP) and isinstance(self.Q2, MLP)):
+        if not (torch.is_grad_enabled() and isinstance(self.Q1, MLP) and isinstance(self.Q2, MLP)):
             return self.Q1(features).squeeze(-1), self.Q2(features).squeeze(-1)
-        pairs = zip(self.Q1.layers(), self.Q2.layers(), strict=True)
         both = [
             Layer(torch.stack([one.weight, two.weight]), torch.stack([one.bias, two.bias]), one.activation)
-            for one, two in pairs
+            for one, two in zip(self.Q1.as_layers(), self.Q2.as_layers(), strict=True)
         ]
         q1, q2 = through_layers(both, features.expand(2, *features.shape)).squeeze(-1)  # (2, B)
         return q1, q2

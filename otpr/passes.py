@@ -4,7 +4,7 @@ A pass does in one sweep over memory what PyTorch does in several. numba compile
 the user's machine. Threads of numba's would wake and wait beside PyTorch's: that takes as long as a pass. Hence
 `GOMP_parallel` of the library that PyTorch computes with (GNU's, or LLVM's and Intel's under the same name) runs it on
 the team that has just finished a product. Where there is none a pass takes one thread. Every element is computed by
-itself, so that the number of threads changes no bit.
+itself, and every partial sum over rows that do not depend on the threads, so that their number changes no bit.
 """
 
 # ruff: noqa: ANN001, ANN201, ANN202 - numba infers the types of compiled functions
@@ -27,15 +27,16 @@ from torch import Tensor
 
 from otpr.compiling import kept_on_disk
 
-Row = Callable[..., None]  # of bias and sums (n,), up to three matrices, None for what there is not, and a row's index
+Row = Callable[..., None]  # of bias and sums (n,), three matrices and a row's index; sums and matrices may be None
 
 # products and sums may be fused, all else is as written
 OPTIONS: Any = {"fastmath": {"contract"}, "error_model": "numpy"}
 
 LEAST_FOR_THREADS = 32_768  # elements; fewer take less time than waking threads does
 KINDS = (torch.float32, torch.bfloat16)  # types of matrices
-_ELEMENTS: dict[torch.dtype | None, Any] = {torch.float32: np.float32, torch.bfloat16: np.uint16}  # compiled functions'
-PART_ROWS = 64  # of one matrix, which one thread does, adding them to one partial sum
+# as compiled functions see them
+_ELEMENTS: dict[torch.dtype | None, Any] = {torch.float32: np.float32, torch.bfloat16: np.uint16}
+PART_ROWS = 32  # of one matrix, which one thread does, adding them to one partial sum
 _CALL = ctypes.c_int64 * 10  # next part, parts, parts a thread takes, rows, columns, addresses: bias, sums, matrices
 _ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)  # of a compiled pass
 _f, _u32 = np.float32, np.uint32
@@ -202,11 +203,13 @@ def _compiled(row: Row, summed: bool, *kinds: torch.dtype | None) -> Any:
     def run(call):
         parts, rows, columns = call[1], call[3], call[4]
         of_matrix = (rows + PART_ROWS - 1) // PART_ROWS
-        bias = carray(_pointer(call[5]), (parts, columns), np.float32)
+        stack = parts // max(of_matrix, 1)
+        shape = (stack * rows, columns)
+        bias = carray(_pointer(call[5]), (stack, columns), np.float32)
         sums = carray(_pointer(call[6]), (parts, columns), np.float32)
-        one = carray(_pointer(call[7]), (parts, columns), first)
-        two = None if second is None else carray(_pointer(call[8]), (parts, columns), second)
-        three = None if third is None else carray(_pointer(call[9]), (parts, columns), third)
+        one = carray(_pointer(call[7]), shape, first)
+        two = None if second is None else carray(_pointer(call[8]), shape, second)
+        three = None if third is None else carray(_pointer(call[9]), shape, third)
         while True:
             start = _take(call, call[2])
             if start >= parts:
@@ -250,7 +253,7 @@ def run_pass(row: Row, bias: Tensor | None, *matrices: Tensor | None, sums: Tens
     Args:
         row: `relu` and those after it.
         bias: float32 (..., n); None for a pass that takes none.
-        matrices: (..., m, n), those that the pass names, none twice; None for no base.
+        matrices: (..., m, n), those that the pass names, none twice; a base alone may be None.
         sums: see `partial_sums`, for a pass that names them.
 
     Raises:
@@ -265,14 +268,12 @@ def run_pass(row: Row, bias: Tensor | None, *matrices: Tensor | None, sums: Tens
     _check(bias, (*stack, columns), KINDS[:1])
     if sums is not None:
         _check(sums, _sums_shape(z), KINDS[:1])
-    entry, parallel = (
-        _compiled(row, sums is not None, *(part if part is None else part.dtype for part in given)),
-        _openmp(),
-    )
+    entry = _compiled(row, sums is not None, *(None if part is None else part.dtype for part in given))
+    parallel = _openmp()
     # all of PyTorch's threads or one: a smaller team would end the others, to be started again in the next product
     threads = torch.get_num_threads() if parallel and z.numel() >= LEAST_FOR_THREADS else 1
     parts = math.prod(stack) * -(-rows // PART_ROWS)
-    # the same number each, in order of waking: mostly the rows that the product before left in a core's cache
+    # as many each, of rows that lie together, like those of a product: they need not move from one core to another
     addresses = (0 if part is None else part.data_ptr() for part in (bias, sums, *given))
     call = _CALL(0, parts, -(-parts // threads), rows, columns, *addresses)
     if threads == 1:

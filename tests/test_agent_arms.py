@@ -40,8 +40,9 @@ def test_guidance_q_and_advantage_weigh_by_their_positive_part(guidance: str, sh
     assert method.transport.fits == 0
     batch = batch_of(method)
     chunks = batch.actions[:, None]
-    q = method.candidate_q(batch.observations, chunks)
-    expected = (q - shift * method.critic.value(batch.observations)[:, None]).relu()
+    with torch.no_grad():
+        q = method.candidate_q(batch.observations, chunks)
+        expected = (q - shift * method.critic.value(batch.observations)[:, None]).relu()
     assert torch.equal(method.guidance(batch.observations, chunks), expected)
 
 
@@ -108,22 +109,30 @@ def test_expert_pairs_are_those_of_the_best_episodes() -> None:
     assert (observations[4:] == 0).all() and (actions[4:] == 0).all() and (observations[:4] != 0).all()
 
 
-@pytest.mark.parametrize("values", [{}, MASKED])
-def test_stored_pairs_are_judged_once_where_they_are_drawn_more_often(values: dict[str, Any], monkeypatch) -> None:
+@pytest.mark.parametrize("values", [{}, MASKED, {"keypoints": 4}], ids=["replay", "experts", "experts unseen"])
+def test_pairs_are_judged_once_where_they_are_drawn_more_often(values: dict[str, Any], monkeypatch) -> None:
     method = trained(weighting=True, **values)
     batch = batch_of(method)
-    stored, expert = len(method.replay), len(method.expert.actions) if values else 0
-    assert method.guidance_ahead(stored + expert - 1) is None
-    monkeypatch.setattr(agent, "GUIDANCE_ROWS", 10)
+    pairs = len(method.replay) + (len(method.expert.actions) if "expert_fraction" in values else 0)
+    assert method.guidance_ahead(pairs - 1) is None
     generator = method.generator.get_state()
-    observations, actions, known = method.actor_pairs(batch)
-    assert known is None
+    observations, actions, _ = method.actor_pairs(batch)
     direct = method.weights(method.pair_guidance(observations, actions))
     method.generator.set_state(generator)
-    method.known_guidance = method.guidance_ahead(stored + expert)
-    assert [len(part) for part in method.known_guidance] == [stored, expert]
-    torch.testing.assert_close(method.weights(method.actor_pairs(batch)[2]), direct)
-    assert direct.std() > 0 and trained(weighting=True, **values).known_guidance is None
+    known, (*_, places) = method.guidance_ahead(pairs), method.actor_pairs(batch)
+    assert known.shape == (pairs,)
+    torch.testing.assert_close(method.weights(known[places]), direct)
+    assert direct.std() > 0
+
+    judged: list[int] = []
+    guidance = method.guidance
+    monkeypatch.setattr(agent, "GUIDANCE_ROWS", 10)
+    monkeypatch.setattr(method, "fit_transport", dict)
+    monkeypatch.setattr(method, "guidance", lambda *pairs: judged.append(len(pairs[0])) or guidance(*pairs))
+    monkeypatch.setattr(type(method), "steps_per_iteration", 1 + pairs // method.settings.batch_size)
+    method.learn()
+    assert sum(judged) == pairs and max(judged) == 10
+    assert method.known_guidance is None
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ from benchmark.speed.measuring import OperationCounter
 from otpr import passes
 from otpr.compiling import compiled
 from otpr.hidden import hidden_layer
-from otpr.networks import MLP, ResidualMLP, TwinQ, linear
-from otpr.precision import backward, float32_products, precision_context
+from otpr.networks import MLP, DenoisingMLP, ResidualMLP, TwinQ, linear
+from otpr.precision import backward, float32_products, precision_context, product_type
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 KINDS = {"relu": nn.ReLU(), "mish": nn.Mish()}
@@ -267,14 +267,42 @@ def test_both_q_of_a_twin_are_what_each_is_alone(residual: bool) -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+def test_sums_are_of_what_is_not_rounded() -> None:
+    gradient, slope, product = normal(1, 24), normal(1, 24) + 1, torch.empty(1, 24, dtype=torch.bfloat16)
+    sums = passes.partial_sums(product)
+    passes.run_pass(passes.through, None, gradient, slope, product, sums=sums)
+    assert torch.equal(sums, gradient * slope)
+    assert torch.equal(product, sums.bfloat16()) and not torch.equal(product.float(), sums)
+
+
 def test_gradients_of_biases_are_added_in_float32() -> None:
-    """Of the rounded gradients' sum over many rows bfloat16 would keep three digits."""
+    """Of a sum over many rows bfloat16 would keep three digits."""
     layer, x = linear(4, 24, torch.Generator().manual_seed(0)), normal(4000, 4)
     with precision_context("bfloat16", "cpu"):
         value = Hidden(layer, nn.ReLU())(x)
         backward([value.sum()])
     assert layer.bias.grad is not None
     assert torch.equal(layer.bias.grad, (value > 0).sum(0).float())
+
+
+def test_a_chains_weights_are_rounded_once_their_gradients_never() -> None:
+    net = DenoisingMLP(5, 3, 4, torch.Generator().manual_seed(0), hidden_dims=(32, 32, 32))
+    weight = net.mlp_mean.block.l1.weight
+
+    def chain() -> Tensor:
+        noise_at, x = net.along_chain(torch.tensor([2, 1, 0]), normal(9, 5)), normal(9, 4, 3)
+        for step in range(3):
+            x = noise_at(x, step)
+        return x
+
+    with precision_context("bfloat16", "cpu"):
+        with torch.no_grad(), torch.profiler.profile(record_shapes=True) as profile:
+            chain()
+        backward([chain().square().sum()])
+    events = profile.key_averages(group_by_input_shape=True)
+    assert [e.count for e in events if e.key == "aten::_to_copy" and e.input_shapes[0] == [32, 32]] == [1]
+    assert weight.grad is not None
+    assert not torch.equal(weight.grad, weight.grad.bfloat16().float())
 
 
 def test_where_nothing_can_be_cached_functions_compile_all_the_same() -> None:
@@ -294,9 +322,12 @@ def test_a_pass_refuses_what_it_would_misread() -> None:
         (torch.zeros(3).double(), z),
         (torch.zeros(3), z.t()),
         (torch.zeros(3), z.half()),
+        (torch.zeros(3), torch.zeros(2, 4, 3)),
     ):
         with pytest.raises(ValueError, match="a pass takes contiguous"):
             passes.run_pass(passes.relu, bias, matrix)
+    with pytest.raises(ValueError, match="a pass takes contiguous"):
+        passes.run_pass(passes.through, None, z, z.clone(), z.clone(), sums=torch.zeros(4, 3))
 
 
 @each_kind
@@ -312,17 +343,23 @@ def test_a_view_and_an_empty_batch(kind: str, residual: bool) -> None:
 
 
 @each_kind
-def test_a_base_is_added_before_the_activation(kind: str) -> None:
-    layer, x, base = linear(6, 24, torch.Generator().manual_seed(0)), normal(9, 6), normal(9, 24)
-    reference, found = (
-        gradients(function, base, [*layer.parameters()])
-        for function in (
-            lambda base: KINDS[kind](layer(x) + base),
-            lambda base: hidden_layer(x, layer.weight, layer.bias, KINDS[kind], base),
-        )
-    )
+@pytest.mark.parametrize("base", [normal(9, 24), normal(24, 9).t(), normal(24).expand(9, 24)], ids=["", "t", "rows"])
+@pytest.mark.parametrize(("precision", "error"), [("float32", 1e-5), ("bfloat16", 3e-2)])
+def test_a_base_is_added_before_the_activation(kind: str, base: Tensor, precision: str, error: float) -> None:
+    layer, x = linear(6, 24, torch.Generator().manual_seed(0)), normal(9, 6)
+    reference = gradients(lambda base: KINDS[kind](layer(x) + base), base, [*layer.parameters()])
+
+    def ours(base: Tensor) -> Tensor:
+        return hidden_layer(x, layer.weight, layer.bias, KINDS[kind], base.to(product_type("cpu")))
+
+    with precision_context(precision, "cpu"):
+        found = gradients(ours, base, [*layer.parameters()])
+        with torch.no_grad():
+            assert torch.equal(ours(base), found[0])
     for one, other in zip(found, reference, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+        assert (one - other).norm() <= error * other.norm()
+    with pytest.raises(ValueError, match=r"a pass takes contiguous .* \(9, 24\), got torch.float32 \(24,\)"):
+        hidden_layer(x, layer.weight, layer.bias, KINDS[kind], base[0])
 
 
 def test_backward_does_not_round_float32_factors() -> None:
@@ -378,5 +415,18 @@ def test_the_number_of_threads_changes_no_bit(
         with precision_context(precision, "cpu"):
             # PyTorch's linear layers, of which a residual network has some, have a backward pass of their own
             found.append([net(x)] if residual else gradients(net, x, net.parameters()))
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
+
+
+def test_the_number_of_threads_changes_no_bit_of_stacks() -> None:
+    gradient, slope, found = normal(3, 1001, 96), normal(3, 1001, 96) + 1, []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        product, sums = torch.empty(3, 1001, 96), passes.partial_sums(gradient)
+        passes.run_pass(passes.through, None, gradient, slope, product, sums=sums)
+        found.append((product, sums))
+    assert torch.equal(found[0][0], gradient * slope)
+    torch.testing.assert_close(found[0][1].sum(1), found[0][0].sum(1), rtol=1e-4, atol=1e-3)
     for other in found[1:]:
         assert all(map(torch.equal, found[0], other))
