@@ -60,7 +60,6 @@ def main(arguments: Arguments) -> int:
     try:
         if arguments.video:
             video.check_format(arguments.video)
-            video.choose_graphics()
         spec = check(arguments)
         with numeric_settings(spec):
             trainer = Trainer(spec)

@@ -45,8 +45,6 @@ class TaskEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float32]]):
     def __init__(self, task: str, render_mode: str | None = None, arguments: Mapping[str, Any] | None = None) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f"unknown render_mode {render_mode!r}; valid: None, rgb_array")
-        if render_mode:
-            video.choose_graphics()
         self._env = dataclasses.replace(get_task(task), action_horizon=1).make_env(1, 1, arguments)
         self.render_mode = render_mode
         self.observation_space = Box(-np.inf, np.inf, (self._env.observation_dim,), np.float64)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import itertools
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,28 +22,7 @@ Picture = NDArray[np.uint8]  # (height, width, 3)
 
 FORMATS = (".mp4", ".gif")
 FRAMES_PER_SECOND = 50  # the most that browsers show of a GIF
-_PROBE = "import mujoco; mujoco.Renderer(mujoco.MjModel.from_xml_string('<mujoco/>'), 16, 16)"
-_READERS = ("mujoco.rendering.classic.gl_context", "mujoco.gl_context")  # read MUJOCO_GL once, when imported
 _ADVICE = "install libegl1 and libgl1-mesa-dri, or libosmesa6 (Debian's names), or set MUJOCO_GL"
-
-
-def choose_graphics() -> None:
-    """Let MuJoCo draw on a Linux machine without a display: set MUJOCO_GL to what works here, EGL or else OSMesa.
-
-    Nothing happens where MUJOCO_GL is set, where there is a display, or where neither works.
-    """
-    chosen = any(os.environ.get(name) for name in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY"))
-    if chosen or not sys.platform.startswith("linux"):
-        return
-    for name in ("egl", "osmesa"):
-        environment = os.environ | {"MUJOCO_GL": name}
-        if subprocess.run([sys.executable, "-c", _PROBE], env=environment, capture_output=True, check=False).returncode:
-            continue
-        os.environ["MUJOCO_GL"] = name
-        for module in _READERS:
-            if module in sys.modules:
-                importlib.reload(sys.modules[module])
-        return
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from conftest import TINY
 from PIL import Image
 
 from benchmark import evaluate, video
-from benchmark.envs import VectorEnv, make_env
+from benchmark.envs import VectorEnv, drawing, make_env
 from benchmark.envs.toy import GOAL, ToyEnv
 from benchmark.evaluation import Diverged
 from benchmark.finetune import Trainer
@@ -213,7 +213,6 @@ def test_a_film_of_a_run(prepared, tmp_path: Path, capsys) -> None:
 
 @pytest.fixture
 def graphics() -> None:
-    video.choose_graphics()
     env = make_env("hopper", 1)
     try:
         env.reset(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64))
@@ -247,6 +246,7 @@ def test_what_cannot_be_drawn_is_one_line_with_advice(monkeypatch) -> None:
         raise RuntimeError("no\nOpenGL platform")
 
     monkeypatch.setattr("mujoco.Renderer", broken)
+    monkeypatch.setattr(drawing, "_failures", [])
     env = make_env("hopper", 1)
     env.reset(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64))
     with pytest.raises(ValueError) as raised:
@@ -265,22 +265,60 @@ def test_an_environment_without_pictures_says_so_without_advice() -> None:
 def test_a_chosen_way_to_draw_is_left_alone(monkeypatch) -> None:
     monkeypatch.setenv("MUJOCO_GL", "glfw")
     monkeypatch.setattr("subprocess.run", lambda *a, **k: pytest.fail("nothing to try"))
-    video.choose_graphics()
+    drawing.choose_graphics()
     assert os.environ["MUJOCO_GL"] == "glfw"
 
 
-@pytest.mark.parametrize("first", ["", "import mujoco; "])
+def without_display(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Python code on a machine without a screen."""
+    hidden = {"MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY", "PYOPENGL_PLATFORM"}
+    environment = {name: value for name, value in os.environ.items() if name not in hidden} | variables
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_what_could_not_be_drawn_is_not_tried_again_which_would_end_the_process() -> None:
+    code = """import numpy as np
+from benchmark.envs import make_env
+for _ in range(2):
+    env = make_env("hopper", 1)
+    env.reset(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64))
+    try:
+        env.render(0)
+    except ValueError as error:
+        print(error)"""
+    done = without_display(code, MUJOCO_GL="glfw")
+    first, second = done.stdout.splitlines()
+    assert done.returncode == 0 and first == second and first.startswith("cannot render: ")
+
+
+def test_a_picture_too_large_says_nothing_about_the_machine(graphics) -> None:
+    env = make_env("hopper", 1)
+    env.reset(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64))
+    with pytest.raises(ValueError, match="Image width 99999 > framebuffer width"):
+        env.render(0, 99_999, 10)
+    assert env.render(0, 16, 16).shape == (16, 16, 3)
+    env.close()
+
+
+@pytest.mark.robosuite
+def test_robosuite_does_not_choose_how_to_draw() -> None:
+    code = """import os, mujoco
+from benchmark.envs.robosuite_simulator import load_robosuite
+load_robosuite()
+print(os.environ.get("MUJOCO_GL"))"""
+    assert [without_display(code).stdout, without_display(code, MUJOCO_GL="glx").stdout] == ["None\n", "glx\n"]
+
+
+@pytest.mark.parametrize("first", ["", "import mujoco; ", "import mujoco, os; os.environ['MUJOCO_GL'] = 'egl'; "])
 def test_without_a_display_something_that_draws_is_chosen(first: str, graphics) -> None:
-    code = f"""{first}import os
-from benchmark import video
-video.choose_graphics()
+    code = f"""{first.replace("egl", os.environ.get("MUJOCO_GL") or "egl")}import os
+from benchmark.envs import drawing
+drawing.choose_graphics()
 import mujoco
 mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 16, 16).render()
 print(os.environ["MUJOCO_GL"])"""
-    hidden = {"MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY", "PYOPENGL_PLATFORM"}
-    environment = {name: value for name, value in os.environ.items() if name not in hidden}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
+    done = without_display(code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() in ("egl", "osmesa")

@@ -15,7 +15,6 @@ from gymnasium.utils.env_checker import check_env
 
 from benchmark.gym import NAMESPACE  # importing the module registers the tasks
 from benchmark.tasks import TASKS
-from benchmark.video import choose_graphics
 
 ROOT = Path(__file__).parents[1]
 CHECKED = [
@@ -55,7 +54,6 @@ def test_gymnasium_finds_the_tasks_by_the_name_of_the_module() -> None:
 def test_the_checker_of_gymnasium_passes(task: str) -> None:
     if task in PACKAGES:
         pytest.importorskip(PACKAGES[task], reason=f"the simulator of {task}")
-    choose_graphics()
     drawn = make(task, render_mode="rgb_array").unwrapped
     drawn.reset(seed=0)
     try:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from benchmark.envs import native
 from benchmark.envs.base import ChunkStep, VectorEnv, check_actions, check_indices, check_running, load_arrays
+from benchmark.envs.drawing import make_renderer
 
 _SLICES_PER_THREAD = 4  # small enough to level out uneven episodes, large enough that dispatch costs nothing
 
@@ -113,13 +114,13 @@ class NativeEnv(VectorEnv):
         try:
             if self._renderer is None or (self._renderer.width, self._renderer.height) != (width, height):
                 self._close_renderer()
-                self._renderer = mujoco.Renderer(self._model, height, width)
+                self._renderer = make_renderer(self._model, width, height)
                 self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = (
                     0  # which cost most of the time without a GPU
                 )
             self._renderer.update_scene(data, self._camera)
             return self._renderer.render()
-        except Exception as error:  # a missing OpenGL shows as any of half a dozen types
+        except Exception as error:
             raise ValueError(f"cannot render: {' '.join(str(error).split())}") from error
 
     def close(self) -> None:

@@ -30,6 +30,8 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmark.envs.drawing import make_renderer
+
 VERSION = "1.4.1"
 INTEGRATION = int(mujoco.mjtState.mjSTATE_INTEGRATION)
 # Of a controller, in the order of a saved row; all but the first two are its readings of the simulation.
@@ -45,7 +47,7 @@ def load_robosuite() -> ModuleType:
         ValueError: it is not installed, is another version, or cannot be imported.
     """
     advice = f"robosuite tasks need robosuite {VERSION}: pip install 'otpr-bench[robosuite]'"
-    logger = logging.getLogger("robosuite_logs")
+    logger, graphics = logging.getLogger("robosuite_logs"), os.environ.get("MUJOCO_GL")
     if sys.platform.startswith("linux") and ctypes.util.find_library("EGL") is None:
         os.environ.setdefault("MUJOCO_GL", "glx")  # robosuite would import EGL, though nothing here draws with it
     logger.addFilter(_is_not_about_macros)
@@ -56,6 +58,9 @@ def load_robosuite() -> ModuleType:
         raise ValueError(advice if missing else f"robosuite cannot be imported: {_one_line(error)}") from error
     finally:
         logger.removeFilter(_is_not_about_macros)
+        os.environ.pop("MUJOCO_GL", None)  # which robosuite sets, too late for a MuJoCo that was imported before it
+        if graphics is not None:
+            os.environ["MUJOCO_GL"] = graphics
     if robosuite.__version__ != VERSION:
         raise ValueError(f"{advice} (found {robosuite.__version__})")
     return robosuite
@@ -183,7 +188,7 @@ class Simulator:
             if self._renderer is None or (self._renderer.width, self._renderer.height) != (width, height):
                 frame = self.model.vis.global_
                 frame.offwidth, frame.offheight = max(frame.offwidth, width), max(frame.offheight, height)
-                self._renderer = mujoco.Renderer(self.model, height, width)
+                self._renderer = make_renderer(self.model, width, height)
             mujoco.mj_forward(self.model, self.data)
             self._renderer.update_scene(self.data, "agentview", option)
             return self._renderer.render().copy()
