@@ -31,11 +31,19 @@ from otpr.passes import (
     through,
     through_relu,
 )
-from otpr.precision import product_type
+from otpr.precision import float32_products, product_type
+
+MOST_PROJECTED = 16  # outputs of a pass; more take less time as a product
 
 
 def _activate(
-    z: Tensor, bias: Tensor, base: Tensor | None, kind: torch.dtype, rectified: bool, recorded: bool
+    z: Tensor,
+    bias: Tensor,
+    base: Tensor | None,
+    kind: torch.dtype,
+    rectified: bool,
+    recorded: bool,
+    projection: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """ReLU or Mish of z + bias + base in type `kind`, and what `_through` takes for its slope if it is recorded.
 
@@ -43,24 +51,39 @@ def _activate(
     """
     if recorded and not rectified:
         value = torch.empty(z.shape, dtype=kind)
-        run_pass(mish_and_slope, bias, z, value, base)
+        run_pass(mish_and_slope, bias, z, value, base, projection=projection)
         return value, z
     if kind == z.dtype:
-        run_pass(relu if rectified else mish, bias, z, base)
+        run_pass(relu if rectified else mish, bias, z, base, projection=projection)
         return z, z
     value = torch.empty(z.shape, dtype=kind)
-    run_pass(relu_of if rectified else mish_of, bias, z, value, base)
+    run_pass(relu_of if rectified else mish_of, bias, z, value, base, projection=projection)
     return value, value
 
 
-def _through(gradient: Tensor, slope: Tensor, product: Tensor, rectified: bool, summed: bool) -> Tensor | None:
-    """The gradient (..., m, n) before an activation into `product`, and its sum over rows (..., n) if asked for.
+def _through(
+    gradient: Tensor, ctx: Any, x: Tensor, weight: Tensor, slope: Tensor
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor]:
+    """Gradients of x, weight and bias, as far as they are needed, and of what the activation is of.
 
     ReLU's slope is whether its value is positive.
+
+    Args:
+        gradient: of the activation's value, (..., m, n).
+        ctx: of a Function whose first three arguments are x, weight and bias.
+        x, weight: in the product's type.
+        slope: see `_activate`.
     """
-    sums = partial_sums(product) if summed else None
-    run_pass(through_relu if rectified else through, None, gradient.contiguous(), slope, product, sums=sums)
-    return None if sums is None else sums.sum(-2)
+    of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
+    before = torch.empty(slope.shape, dtype=x.dtype)
+    sums = partial_sums(before) if of_bias else None
+    run_pass(through_relu if ctx.rectified else through, None, gradient.contiguous(), slope, before, sums=sums)
+    return (
+        before.matmul(weight) if of_x else None,
+        before.mT.matmul(x) if of_weight else None,
+        None if sums is None else sums.sum(-2),
+        before,
+    )
 
 
 class _Hidden(torch.autograd.Function):
@@ -81,18 +104,36 @@ class _Hidden(torch.autograd.Function):
     @once_differentiable  # slopes are kept as constants: a second derivative would be wrong, hence is refused
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The chain rule, of what needs it."""
-        x, weight, slope = ctx.saved_tensors
-        of_x, of_weight, of_bias, of_base = ctx.needs_input_grad[:4]
-        gradient = torch.empty(slope.shape, dtype=x.dtype)
-        sums = _through(gradients[0], slope, gradient, ctx.rectified, of_bias)
-        return (
-            gradient.matmul(weight) if of_x else None,
-            gradient.mT.matmul(x) if of_weight else None,
-            sums,
-            gradient if of_base else None,
-            None,
-            None,
-        )
+        *found, before = _through(gradients[0], ctx, *ctx.saved_tensors)
+        return *found, before if ctx.needs_input_grad[3] else None, None, None
+
+
+class _HiddenOutput(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, matrix: Tensor, start: Tensor, rectified: bool
+    ) -> Tensor:
+        """The activation of x weight' + bias, times matrix', plus start."""
+        kind, recorded = product_type("cpu"), ctx is not None
+        x, weight, matrix = x.to(kind), weight.to(kind), matrix.contiguous()
+        outputs = start.clone(memory_format=torch.contiguous_format)
+        z, projection = x.matmul(weight.mT), (matrix, outputs)
+        value, slope = _activate(z, bias.contiguous(), None, torch.float32, rectified, recorded, projection)
+        if recorded:
+            ctx.save_for_backward(x, weight, slope, value, matrix)
+            ctx.rectified = rectified
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The chain rule, of what needs it."""
+        x, weight, slope, value, matrix = ctx.saved_tensors
+        (gradient,), of_matrix = gradients, ctx.needs_input_grad[3]
+        found: list[Tensor | None] = [None] * 3
+        if any(ctx.needs_input_grad[:3]):
+            *found, _ = _through(gradient.matmul(matrix), ctx, x, weight, slope)
+        return *found, gradient.mT.matmul(value) if of_matrix else None, gradient, None
 
 
 def hidden_layer(
@@ -118,19 +159,53 @@ def hidden_layer(
     Raises:
         ValueError: a base of another shape or type, on the CPU.
     """
-    product = product_type(x.device.type)
-    kinds = {x.dtype, result or torch.float32, product}
-    known = isinstance(activation, nn.ReLU | nn.Mish) and kinds <= set(KINDS)
-    known = known and weight.dtype in (torch.float32, product) and bias.dtype == torch.float32
-    known = known and bias.shape == weight.shape[:-1] and x.dim() == weight.dim() in (2, 3)
-    if not known or x.device.type != "cpu":
+    if not _is_known(x, weight, bias, activation, result or torch.float32):
         z = affine(x, weight, bias)
         value = activation(z if base is None else z + base)
         return value if result is None else value.to(result)
-    arguments = (x, weight, bias, base, result or product, isinstance(activation, nn.ReLU))
+    rounded = result or product_type("cpu")
+    return _apply(_Hidden, x, weight, bias, base, rounded, isinstance(activation, nn.ReLU))
+
+
+def output_layer(
+    x: Tensor, weight: Tensor, bias: Tensor, activation: nn.Module, matrix: Tensor, start: Tensor
+) -> Tensor:
+    """activation(x W' + bias) M' + start, (B, k) or (G, B, k), the second product in float32.
+
+    Where `hidden_layer` takes few passes and M has few rows one of them does the second product too.
+
+    Args:
+        x, weight, bias, activation: as in `hidden_layer`.
+        matrix: M (k, out) or (G, k, out), float32.
+        start: of the result's shape, float32.
+    """
+    same = matrix.dtype == start.dtype == torch.float32 and matrix.shape[-2] <= MOST_PROJECTED
+    if same and _is_known(x, weight, bias, activation, torch.float32):
+        return _apply(_HiddenOutput, x, weight, bias, matrix, start, isinstance(activation, nn.ReLU))
+    value = hidden_layer(x, weight, bias, activation, result=matrix.dtype)
+    with float32_products(x.device.type):
+        return value.matmul(matrix.mT) + start
+
+
+def _is_known(x: Tensor, weight: Tensor, bias: Tensor, activation: nn.Module, result: torch.dtype) -> bool:
+    """Whether there are passes for a layer."""
+    product = product_type(x.device.type)
+    return (
+        x.device.type == "cpu"
+        and isinstance(activation, nn.ReLU | nn.Mish)
+        and {x.dtype, result, product} <= set(KINDS)
+        and weight.dtype in (torch.float32, product)
+        and bias.dtype == torch.float32
+        and bias.shape == weight.shape[:-1]
+        and x.dim() == weight.dim() in (2, 3)
+    )
+
+
+def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
+    """The function's value, recorded only where a gradient is asked for."""
     if torch.is_grad_enabled() and any(isinstance(part, Tensor) and part.requires_grad for part in arguments):
-        return _Hidden.apply(*arguments)  # pyright: ignore[reportReturnType]
-    return _Hidden.forward(None, *arguments)
+        return function.apply(*arguments)  # pyright: ignore[reportReturnType]
+    return function.forward(None, *arguments)
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

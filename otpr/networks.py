@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from otpr.hidden import affine, hidden_layer
+from otpr.hidden import affine, hidden_layer, output_layer
 from otpr.precision import float32_products, product_type
 
 NoiseAt = Callable[[Tensor, int], Tensor]  # noisy chunks (B, H, A) and a step's number in its chain -> (B, H, A)
@@ -68,10 +68,14 @@ def through_layers(layers: Sequence[Layer], x: Tensor) -> Tensor:
     *before, last = layers
     for i, (weight, bias, act) in enumerate(before):
         assert act is not None
-        kind = torch.float32 if i == len(before) - 1 else product_type(x.device.type)
-        evaluate = partial(hidden_layer, weight=weight, bias=bias, activation=act, result=kind)
+        if i < len(before) - 1:
+            evaluate = partial(hidden_layer, result=product_type(x.device.type))
+        else:
+            start = last.bias.unsqueeze(-2).expand(*x.shape[:-1], -1)
+            evaluate = partial(output_layer, matrix=last.weight, start=start)
+        evaluate = partial(evaluate, weight=weight, bias=bias, activation=act)
         x = evaluate(x) if i else float32_layer(evaluate, x)
-    return float32_layer(partial(affine, weight=last.weight, bias=last.bias), x)
+    return x if before else float32_layer(partial(affine, weight=last.weight, bias=last.bias), x)
 
 
 class MLP(nn.Module):
@@ -194,9 +198,7 @@ class ResidualMLP(nn.Module):
             (B, dims[-1]).
         """
         weight = self.block.l1.weight if inner_weight is None else inner_weight
-        inner = hidden_layer(hidden, weight, self.block.l1.bias, self.block.act, result=torch.float32)
-        with float32_products(hidden.device.type):
-            return F.linear(inner, matrix) + skip
+        return output_layer(hidden, weight, self.block.l1.bias, self.block.act, matrix, skip)
 
     def after_first(self, x: Tensor) -> Tensor:
         """All layers but the first, one by one, (..., dims[1]) to (..., dims[-1])."""

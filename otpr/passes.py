@@ -37,7 +37,8 @@ KINDS = (torch.float32, torch.bfloat16)  # types of matrices
 # as compiled functions see them
 _ELEMENTS: dict[torch.dtype | None, Any] = {torch.float32: np.float32, torch.bfloat16: np.uint16}
 PART_ROWS = 32  # of one matrix, which one thread does, adding them to one partial sum
-_CALL = ctypes.c_int64 * 10  # next part, parts, parts a thread takes, rows, columns, addresses: bias, sums, matrices
+# next part, parts, parts a thread takes, rows, columns, outputs, then addresses: bias, sums, matrices, weights, outputs
+_CALL = ctypes.c_int64 * 13
 _ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)  # of a compiled pass
 _f, _u32 = np.float32, np.uint32
 _LOG2E, _LN2_HIGH, _LN2_LOW = _f(1.44269504), _f(0.693359375), _f(-2.12194440e-4)  # ln 2 in two parts: no cancellation
@@ -154,6 +155,28 @@ def mish_and_slope(bias, _sums, z, value, base, i):
         _write(z, i, j, gate + x * change)
 
 
+@register_jitable(**OPTIONS | {"fastmath": {"contract", "reassoc"}})  # sums in any order: vector code
+def _project(value, weights, first, count, outputs, i):
+    """Add to outputs[i] the products of value[i] with the `count` rows of `weights` from `first` on, four at a time."""
+    for k in range(0, count - 3, 4):
+        a = b = c = d = _f(0.0)
+        for j in range(value.shape[1]):
+            x = value[i, j]
+            a += x * weights[first + k, j]
+            b += x * weights[first + k + 1, j]
+            c += x * weights[first + k + 2, j]
+            d += x * weights[first + k + 3, j]
+        outputs[i, k] += a
+        outputs[i, k + 1] += b
+        outputs[i, k + 2] += c
+        outputs[i, k + 3] += d
+    for k in range(count - count % 4, count):
+        a = _f(0.0)
+        for j in range(value.shape[1]):
+            a += value[i, j] * weights[first + k, j]
+        outputs[i, k] += a
+
+
 @_inner
 def through(_bias, sums, gradient, slope, product, i):
     """gradient * slope into `product`, and added to `sums`."""
@@ -193,23 +216,26 @@ def _take(typing_context, counter, amount) -> Any:
 
 
 @cache
-def _compiled(row: Row, summed: bool, *kinds: torch.dtype | None) -> Any:
+def _compiled(row: Row, summed: bool, projected: bool, *kinds: torch.dtype | None) -> Any:
     """What every thread runs, for three matrices of these types, None for none: parts of them until none is left.
 
     Matrices of a stack lie behind each other.
     """
     first, second, third = map(_ELEMENTS.get, kinds)
+    in_place = row in (relu, mish)
 
     def run(call):
-        parts, rows, columns = call[1], call[3], call[4]
+        parts, rows, columns, count = call[1], call[3], call[4], call[5]
         of_matrix = (rows + PART_ROWS - 1) // PART_ROWS
         stack = parts // max(of_matrix, 1)
         shape = (stack * rows, columns)
-        bias = carray(_pointer(call[5]), (stack, columns), np.float32)
-        sums = carray(_pointer(call[6]), (parts, columns), np.float32)
-        one = carray(_pointer(call[7]), shape, first)
-        two = None if second is None else carray(_pointer(call[8]), shape, second)
-        three = None if third is None else carray(_pointer(call[9]), shape, third)
+        bias = carray(_pointer(call[6]), (stack, columns), np.float32)
+        sums = carray(_pointer(call[7]), (parts, columns), np.float32)
+        one = carray(_pointer(call[8]), shape, first)
+        two = None if second is None else carray(_pointer(call[9]), shape, second)
+        three = None if third is None else carray(_pointer(call[10]), shape, third)
+        weights = carray(_pointer(call[11]), (stack * count, columns), np.float32)
+        outputs = carray(_pointer(call[12]), (stack * rows, count), np.float32)
         while True:
             start = _take(call, call[2])
             if start >= parts:
@@ -219,6 +245,8 @@ def _compiled(row: Row, summed: bool, *kinds: torch.dtype | None) -> Any:
                 top, end = matrix * rows + part % of_matrix * PART_ROWS, (matrix + 1) * rows
                 for i in range(top, min(top + PART_ROWS, end)):
                     row(bias[matrix], sums[part] if summed else None, one, two, three, i)
+                    if projected:  # while the row is in the core's nearest cache
+                        _project(one if in_place else two, weights, matrix * count, count, outputs, i)
 
     signature = types.void(types.CPointer(types.int64))
     return kept_on_disk(partial(numba.cfunc, signature, **OPTIONS), run)
@@ -247,7 +275,13 @@ def _sums_shape(matrices: Tensor) -> tuple[int, ...]:
     return *stack, -(-rows // PART_ROWS), columns
 
 
-def run_pass(row: Row, bias: Tensor | None, *matrices: Tensor | None, sums: Tensor | None = None) -> None:
+def run_pass(
+    row: Row,
+    bias: Tensor | None,
+    *matrices: Tensor | None,
+    sums: Tensor | None = None,
+    projection: tuple[Tensor, Tensor] | None = None,
+) -> None:
     """Do one of the passes above to up to three matrices, or stacks of them, float32 or bfloat16, on the CPU.
 
     Args:
@@ -255,6 +289,8 @@ def run_pass(row: Row, bias: Tensor | None, *matrices: Tensor | None, sums: Tens
         bias: float32 (..., n); None for a pass that takes none.
         matrices: (..., m, n), those that the pass names, none twice; a base alone may be None.
         sums: see `partial_sums`, for a pass that names them.
+        projection: weights (..., k, n) and outputs (..., m, k), float32: to the latter the pass adds its value, float32
+            too, times weights'.
 
     Raises:
         ValueError: another type or shape, or not contiguous.
@@ -268,14 +304,20 @@ def run_pass(row: Row, bias: Tensor | None, *matrices: Tensor | None, sums: Tens
     _check(bias, (*stack, columns), KINDS[:1])
     if sums is not None:
         _check(sums, _sums_shape(z), KINDS[:1])
-    entry = _compiled(row, sums is not None, *(None if part is None else part.dtype for part in given))
-    parallel = _openmp()
+    weights, outputs = projection or (None, None)
+    count = 0 if weights is None else weights.shape[-2]
+    if projection is not None:
+        _check(weights, (*stack, count, columns), KINDS[:1])
+        _check(outputs, (*stack, rows, count), KINDS[:1])
+        _check(given[0 if row in (relu, mish) else 1], shape, KINDS[:1])
+    kinds = (None if part is None else part.dtype for part in given)
+    entry, parallel = _compiled(row, sums is not None, projection is not None, *kinds), _openmp()
     # all of PyTorch's threads or one: a smaller team would end the others, to be started again in the next product
     threads = torch.get_num_threads() if parallel and z.numel() >= LEAST_FOR_THREADS else 1
     parts = math.prod(stack) * -(-rows // PART_ROWS)
     # as many each, of rows that lie together, like those of a product: they need not move from one core to another
-    addresses = (0 if part is None else part.data_ptr() for part in (bias, sums, *given))
-    call = _CALL(0, parts, -(-parts // threads), rows, columns, *addresses)
+    addresses = (0 if part is None else part.data_ptr() for part in (bias, sums, *given, weights, outputs))
+    call = _CALL(0, parts, -(-parts // threads), rows, columns, count, *addresses)
     if threads == 1:
         _ENTRY(entry.address)(ctypes.addressof(call))
     else:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from benchmark.speed.measuring import OperationCounter
 from otpr import passes
 from otpr.compiling import compiled
-from otpr.hidden import hidden_layer
+from otpr.hidden import MOST_PROJECTED, hidden_layer, output_layer
 from otpr.networks import MLP, DenoisingMLP, ResidualMLP, TwinQ, linear
 from otpr.precision import backward, float32_products, precision_context, product_type
 
@@ -180,7 +180,7 @@ def test_only_what_is_asked_for_is_computed() -> None:
 
 
 def test_half_of_the_hidden_products_of_one_block() -> None:
-    """W_o W_2 and W_o W are products of matrices, whatever the batch; W x and W_o W_2 u have few columns."""
+    """W_o W_2 and W_o W are products of matrices, whatever the batch; W x has few columns, W_o W_2 u is in a pass."""
     net = ResidualMLP([2, 256, 256, 256, 3], "relu", torch.Generator().manual_seed(0))
     counter, x = OperationCounter(), normal(4096, 2)
     with counter:
@@ -305,6 +305,26 @@ def test_a_chains_weights_are_rounded_once_their_gradients_never() -> None:
     assert not torch.equal(weight.grad, weight.grad.bfloat16().float())
 
 
+@each_kind
+@pytest.mark.parametrize("outputs", [1, 4, 7, MOST_PROJECTED, MOST_PROJECTED + 1])
+@pytest.mark.parametrize(("precision", "error"), [("float32", 1e-6), ("bfloat16", 8e-2)])  # some signs are others
+@pytest.mark.parametrize("stack", [(), (2,)], ids=["one", "two"])
+def test_an_output_layer(kind: str, outputs: int, precision: str, error: float, stack: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((24, 6), (24,), (outputs, 24), (70, outputs))
+    weight, bias, matrix, start = (torch.randn(*stack, *shape, generator=generator) for shape in shapes)
+    parts = [part.requires_grad_() for part in (weight, bias, matrix, start)]
+    x, exact = normal(*stack, 70, 6), [part.detach().double().requires_grad_() for part in parts]
+    with precision_context(precision, "cpu"):
+        found = gradients(lambda x: output_layer(x, weight, bias, KINDS[kind], matrix, start), x, parts)
+        with torch.no_grad():
+            assert torch.equal(output_layer(x, weight, bias, KINDS[kind], matrix, start), found[0])
+    w, b, m, s = exact
+    reference = gradients(lambda x: KINDS[kind](x @ w.mT + b.unsqueeze(-2)) @ m.mT + s, x.double(), exact)
+    for one, other in zip(found, reference, strict=True):
+        assert one.dtype == torch.float32 and (one - other).norm() <= error * other.norm()
+
+
 def test_where_nothing_can_be_cached_functions_compile_all_the_same() -> None:
     names: dict[str, Any] = {}
     exec("def double(numbers):\n    numbers *= 2\n", names)  # numba has no folder for what is in no file
@@ -328,6 +348,11 @@ def test_a_pass_refuses_what_it_would_misread() -> None:
             passes.run_pass(passes.relu, bias, matrix)
     with pytest.raises(ValueError, match="a pass takes contiguous"):
         passes.run_pass(passes.through, None, z, z.clone(), z.clone(), sums=torch.zeros(4, 3))
+    for weights, outputs in ((torch.zeros(2, 4), torch.zeros(4, 2)), (torch.zeros(2, 3), torch.zeros(2, 4).t())):
+        with pytest.raises(ValueError, match="a pass takes contiguous"):
+            passes.run_pass(passes.relu, torch.zeros(3), z, projection=(weights, outputs))
+    with pytest.raises(ValueError, match=r"a pass takes contiguous torch.float32 \(4, 3\), got torch.bfloat16"):
+        passes.run_pass(passes.relu, torch.zeros(3), z.bfloat16(), projection=(torch.zeros(2, 3), torch.zeros(4, 2)))
 
 
 @each_kind
