@@ -50,6 +50,7 @@ class DQL(OffPolicy):
         init = network_generator(generator)
         self.critic = TwinQ(*sizes, init).to(generator.device)
         self.target_critic = frozen_copy(self.critic, TwinQ(*sizes, init).to(generator.device))
+        self.averaged = list(self.target_critic.parameters()), list(self.critic.parameters())
         self.critic_optimizer = adamw(self.critic, settings.critic_learning_rate)
 
     @torch.no_grad()
@@ -78,7 +79,7 @@ class DQL(OffPolicy):
             next_actions = self.actor.sample(batch.next_observations, True, self.generator)
         loss, metrics = self.critic_loss(batch, next_actions)
         descend(self.critic_optimizer, loss)
-        polyak_update(self.target_critic, self.critic, self.settings.target_ema)
+        polyak_update(*self.averaged, self.settings.target_ema)
         return metrics
 
     def actor_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:

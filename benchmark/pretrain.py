@@ -121,6 +121,7 @@ def pretrain(
     settings = task.pretraining.in_steps(len(windows.starts))
     policy = DiffusionPolicy(task.build_network(generator))
     average = policy.clone().requires_grad_(False)
+    averaged = list(average.parameters()), list(policy.parameters())
     optimiser = torch.optim.AdamW(
         policy.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
@@ -132,7 +133,7 @@ def pretrain(
         loss.backward()
         optimiser.step()
         if (step + 1) % settings.ema_every == 0 or step + 1 == settings.gradient_steps:
-            polyak_update(average, policy, 1.0 if step < settings.ema_start else 1.0 - settings.ema_decay)
+            polyak_update(*averaged, 1.0 if step < settings.ema_start else 1.0 - settings.ema_decay)
         total += loss.item()
         if (step + 1) % report_every == 0 and progress is not None:
             progress(step + 1, total / report_every)

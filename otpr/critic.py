@@ -112,6 +112,7 @@ class ImplicitQCritic:
         sizes = (observation_dim, chunk_dim, settings.hidden_dims, settings.q_residual)
         self.q = TwinQ(*sizes, generator).to(device)
         self.target_q = frozen_copy(self.q, TwinQ(*sizes, generator).to(device))
+        self.averaged = list(self.target_q.parameters()), list(self.q.parameters())
         self.value_net = ValueNet(observation_dim, settings.hidden_dims, generator).to(device)
         self.q_optimizer = adamw(self.q, settings.learning_rate)
         self.value_optimizer = adamw(self.value_net, settings.learning_rate)
@@ -153,7 +154,7 @@ class ImplicitQCritic:
         descend(self.value_optimizer, value_loss)
         q_loss, q_metrics = self.q_loss(batch)
         descend(self.q_optimizer, q_loss)
-        polyak_update(self.target_q, self.q, self.settings.polyak)
+        polyak_update(*self.averaged, self.settings.polyak)
         return value_metrics | q_metrics
 
     def state_dict(self) -> dict[str, Any]:

@@ -172,16 +172,21 @@ class DiffusionPolicy(nn.Module):
             return steps.std
         return torch.where(steps.timesteps == 0, 0.0, steps.std.clamp(min=self.sampler.evaluation_std_floor))
 
-    def reverse_mean(self, x: Tensor, noise: Tensor, timesteps: Tensor, x0_coef: Tensor, x_coef: Tensor) -> Tensor:
-        """Mean of x_{k-1} given x_k.
+    def coefficients(self, steps: ReverseSteps) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Those of each step's mean, see `reverse_mean`, (S,) each."""
+        gains = (self.schedule.sqrt_recip_alphas_cumprod, self.schedule.sqrt_recipm1_alphas_cumprod)
+        x_gain, noise_gain = (gain[steps.timesteps] for gain in gains)
+        return x_gain, noise_gain, steps.x0_coef, steps.x_coef
+
+    def reverse_mean(
+        self, x: Tensor, noise: Tensor, x_gain: Tensor, noise_gain: Tensor, x0_coef: Tensor, x_coef: Tensor
+    ) -> Tensor:
+        """Mean of x_{k-1} given x_k: x0_coef x_0 + x_coef x_k with x_0 = x_gain x_k - noise_gain noise, clipped.
 
         Args:
             x, noise: (B, H, A), x_k and the noise predicted in it.
-            timesteps: (B,) or (1,), the step k.
-            x0_coef, x_coef: (B, 1, 1) or scalars, the step's coefficients.
+            x_gain, noise_gain, x0_coef, x_coef: (B, 1, 1) or scalars, the step's coefficients.
         """
-        x_gain = self.schedule.sqrt_recip_alphas_cumprod[timesteps].view(-1, 1, 1)
-        noise_gain = self.schedule.sqrt_recipm1_alphas_cumprod[timesteps].view(-1, 1, 1)
         x0 = (x_gain * x - noise_gain * noise).clamp(-self.sampler.x0_clip, self.sampler.x0_clip)
         return x0_coef * x0 + x_coef * x
 
@@ -206,16 +211,15 @@ class DiffusionPolicy(nn.Module):
             (N, keep + 1, H, A); the last entry is the chunk to execute.
         """
         steps = self.reverse_steps(explore)
-        stds = self.sampling_std(steps, explore)
         draws = noise[1:].clamp(-self.sampler.noise_clip, self.sampler.noise_clip)
         x, total = noise[0], len(steps.timesteps)
         chain = [x] if keep == total else []
         late = self.network.along_chain(steps.timesteps, observations)
         first = late if early is None or keep == total else early.network.along_chain(steps.timesteps, observations)
-        for i in range(total):
+        of_steps = (*self.coefficients(steps), self.sampling_std(steps, explore), draws)
+        for i, (*coefficients, std, draw) in enumerate(zip(*(part.unbind() for part in of_steps), strict=True)):
             predicted = (first if i < total - keep else late)(x, i)
-            mean = self.reverse_mean(x, predicted, steps.timesteps[i : i + 1], steps.x0_coef[i], steps.x_coef[i])
-            x = mean + stds[i] * draws[i]
+            x = self.reverse_mean(x, predicted, *coefficients) + std * draw
             if i >= total - keep - 1:
                 chain.append(x)
         return torch.stack(chain, dim=1)  # (N, keep + 1, H, A)
@@ -236,9 +240,9 @@ class DiffusionPolicy(nn.Module):
             (B, H, A), log N(after; mean, max(std, logprob_std_floor)^2).
         """
         steps = self.reverse_steps(explore=True)
-        columns = (t[step_index].view(-1, 1, 1) for t in (steps.x0_coef, steps.x_coef))
-        timesteps = steps.timesteps[step_index]
-        mean = self.reverse_mean(before, self.network(before, timesteps, observations), timesteps, *columns)
+        columns = (t[step_index].view(-1, 1, 1) for t in self.coefficients(steps))
+        noise = self.network(before, steps.timesteps[step_index], observations)
+        mean = self.reverse_mean(before, noise, *columns)
         std = steps.std.clamp(min=self.sampler.logprob_std_floor)[step_index].view(-1, 1, 1)
         return normal_log_density((after - mean) / std, std)
 

@@ -421,9 +421,9 @@ class ValueNet(nn.Module):
 
 
 @torch.no_grad()
-def polyak_update(target: nn.Module, source: nn.Module, tau: float) -> None:
+def polyak_update(target: Sequence[Tensor], source: Sequence[Tensor], tau: float) -> None:
     """target <- (1 - tau) target + tau source, parameter by parameter; `tau` in [0, 1]."""
-    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)
+    torch._foreach_lerp_(tuple(target), tuple(source), tau)
 
 
 def per_sample_mse(prediction: Tensor, target: Tensor) -> Tensor:

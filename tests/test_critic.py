@@ -47,7 +47,7 @@ def test_values_and_losses_equal_reference(case: Case) -> None:
 @by_case
 def test_target_update_equals_reference(case: Case) -> None:
     critic = reference_critic(case)
-    polyak_update(critic.target_q, critic.q, 0.005)
+    polyak_update(*critic.averaged, 0.005)
     first = next(critic.target_q.Q1.parameters())
     torch.testing.assert_close(first.data, case.arrays("idql")["target_polyak_005_first_weight"], **EXACT)
 
@@ -59,7 +59,7 @@ def test_update_steps_value_then_q_then_target() -> None:
     critic.update(batch)
     descend(by_hand.value_optimizer, by_hand.value_loss(batch)[0])
     descend(by_hand.q_optimizer, by_hand.q_loss(batch)[0])
-    polyak_update(by_hand.target_q, by_hand.q, by_hand.settings.polyak)
+    polyak_update(*by_hand.averaged, by_hand.settings.polyak)
     for name in ("q", "target_q", "value_net"):
         for ours, theirs in zip(getattr(critic, name).parameters(), getattr(by_hand, name).parameters(), strict=True):
             assert torch.equal(ours, theirs)

@@ -138,6 +138,7 @@ class SoftActorCritic:
         self.critic = TwinCritic(observation_dim + action_dim, settings.critic_width, generator)
         self.target = TwinCritic(observation_dim + action_dim, settings.critic_width, generator).requires_grad_(False)
         self.target.load_state_dict(self.critic.state_dict())
+        self.averaged = list(self.target.parameters()), list(self.critic.parameters())
         self.log_temperature = torch.zeros(1, requires_grad=True)
         self.entropy_target = -float(action_dim)
         groups = (list(self.actor.parameters()), list(self.critic.parameters()), [self.log_temperature])
@@ -166,7 +167,7 @@ class SoftActorCritic:
         new_actions, density = self.actor.sample(observations, generator)
         self._descend(0, (temperature * density - self.critic(observations, new_actions).amin(0)).mean())
         self._descend(2, -(self.log_temperature.exp() * (density.detach() + self.entropy_target)).mean())
-        polyak_update(self.target, self.critic, settings.target_rate)
+        polyak_update(*self.averaged, settings.target_rate)
 
     def _descend(self, index: int, loss: Tensor) -> None:
         parameters = self.optimisers[index].param_groups[0]["params"]
