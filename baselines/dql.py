@@ -50,6 +50,7 @@ class DQL(OffPolicy):
         init = network_generator(generator)
         self.critic = TwinQ(*sizes, init).to(generator.device)
         self.target_critic = frozen_copy(self.critic, TwinQ(*sizes, init).to(generator.device))
+        # moving averages and what they follow, listed once: `polyak_update` is called every gradient step
         self.averaged = list(self.target_critic.parameters()), list(self.critic.parameters())
         self.critic_optimizer = adamw(self.critic, settings.critic_learning_rate)
 

@@ -23,8 +23,8 @@ from benchmark.policies import FORMAT, installed_path, load_pretrained, policy_p
 from benchmark.policies.demonstrations import demonstrations_path
 from benchmark.store import read_json, write_bytes, write_json
 from benchmark.tasks import Task, get_task
+from otpr.denoisers import TwoStageMLP
 from otpr.diffusion import SamplerSettings
-from otpr.networks import TwoStageMLP
 
 FT_DENOISING_STEPS = 10  # DPPO's K' in all its published settings of state-based tasks
 NORMALIZATION = "normalization.npz"

@@ -14,8 +14,8 @@ from typing import Any, Literal
 import torch
 
 from benchmark.envs import VectorEnv, make_env
+from otpr.denoisers import DenoisingMLP
 from otpr.method import TaskShape
-from otpr.networks import DenoisingMLP
 
 Protocol = Literal["published", "embedded"]
 SUCCESS_RULES = ("any_step", "whole_chunk")

@@ -112,6 +112,7 @@ class ImplicitQCritic:
         sizes = (observation_dim, chunk_dim, settings.hidden_dims, settings.q_residual)
         self.q = TwinQ(*sizes, generator).to(device)
         self.target_q = frozen_copy(self.q, TwinQ(*sizes, generator).to(device))
+        # moving averages and what they follow, listed once: `polyak_update` is called every gradient step
         self.averaged = list(self.target_q.parameters()), list(self.q.parameters())
         self.value_net = ValueNet(observation_dim, settings.hidden_dims, generator).to(device)
         self.q_optimizer = adamw(self.q, settings.learning_rate)

@@ -16,7 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from otpr.networks import DenoisingMLP, TwoStageMLP, per_sample_mse
+from otpr.denoisers import DenoisingMLP, TwoStageMLP
+from otpr.networks import per_sample_mse
 
 
 @dataclass(frozen=True)

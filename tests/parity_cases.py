@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from benchmark.dppo_files import dppo_network_state
+from otpr.denoisers import DenoisingMLP
 from otpr.diffusion import DiffusionPolicy
-from otpr.networks import DenoisingMLP
 
 FOLDER = Path(__file__).parent / "parity"
 CHAIN: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}  # sampling chains

@@ -7,8 +7,8 @@ import torch
 from parity_cases import CASES, CHAIN, EXACT, FOLDER, Case
 
 from benchmark.dppo_files import dppo_network_state
+from otpr.denoisers import DenoisingMLP, TwoStageMLP
 from otpr.diffusion import DiffusionPolicy, SamplerSettings
-from otpr.networks import DenoisingMLP, TwoStageMLP
 
 by_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 

@@ -22,8 +22,8 @@ from benchmark.policies import FOLDER as POLICIES
 from benchmark.policies import installed_path, load_pretrained
 from benchmark.store import read_json
 from benchmark.tasks import NetworkSettings, Task, get_task
+from otpr.denoisers import DenoisingMLP, TwoStageMLP
 from otpr.diffusion import DiffusionPolicy, SamplerSettings
-from otpr.networks import DenoisingMLP, TwoStageMLP
 
 PRETRAINED, FINE_TUNED = "state_200.pt", "ppo_state_10.pt"
 by_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -14,7 +14,8 @@ from benchmark.finetune import Trainer
 from benchmark.launch.execute import numeric_settings
 from benchmark.spec import RunSpec
 from benchmark.store import run_paths, write_json
-from otpr.networks import DenoisingMLP, TwinQ
+from otpr.denoisers import DenoisingMLP
+from otpr.networks import TwinQ
 from otpr.potentials import Potentials, TransportSettings
 from otpr.precision import precision_context
 

@@ -115,9 +115,8 @@ class NativeEnv(VectorEnv):
             if self._renderer is None or (self._renderer.width, self._renderer.height) != (width, height):
                 self._close_renderer()
                 self._renderer = make_renderer(self._model, width, height)
-                self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = (
-                    0  # which cost most of the time without a GPU
-                )
+                # which cost most of the time without a GPU
+                self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
             self._renderer.update_scene(data, self._camera)
             return self._renderer.render()
         except Exception as error:

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from benchmark.data.registry import cache_dir
 from benchmark.store import read_json
 from benchmark.tasks import Task
+from otpr.denoisers import DenoisingMLP, TwoStageMLP
 from otpr.diffusion import DiffusionPolicy, SamplerSettings
-from otpr.networks import DenoisingMLP, TwoStageMLP
 
 FORMAT = 1
 FOLDER = Path(__file__).parent

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from otpr.denoisers import DenoisingMLP
 from otpr.diffusion import DiffusionPolicy
-from otpr.networks import DenoisingMLP
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "mish": nn.Mish}
 

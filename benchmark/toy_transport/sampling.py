@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from benchmark.toy_transport.problems import EXTENT, STREAMS, Problem
+from otpr.denoisers import DenoisingMLP
 from otpr.diffusion import DiffusionPolicy, SamplerSettings
-from otpr.networks import DenoisingMLP
 from otpr.transport import Transport
 
 POOL = 2048  # states, and chunks, that training pairs come from
