@@ -13,7 +13,8 @@ from otpr.hidden import hidden_layer
 from otpr.networks import MLP, ResidualMLP, linear
 from otpr.precision import float32_products, product_type
 
-NoiseAt = Callable[[Tensor, int], Tensor]  # noisy chunks (B, H, A) and a step's number in its chain -> (B, H, A)
+# noisy chunks (B * C, H, A), C for each observation, and a step's number in its chain -> (B * C, H, A)
+NoiseAt = Callable[[Tensor, int], Tensor]
 
 
 class SinusoidalEmbedding(nn.Module):
@@ -88,7 +89,7 @@ class DenoisingMLP(nn.Module):
         """What the first layer sees of observations (B, O): themselves or their encoding, (B, condition)."""
         return observations if self.cond_mlp is None else self.cond_mlp(observations)
 
-    def along_chain(self, timesteps: Tensor, observations: Tensor) -> NoiseAt:
+    def along_chain(self, timesteps: Tensor, observations: Tensor, count: int = 1) -> NoiseAt:
         """The same prediction for the steps of one denoising chain: what they share is computed once.
 
         The first layer is W_x x + W_t emb(k) + W_s s + b. Only its first term changes within a step's batch and along
@@ -97,25 +98,29 @@ class DenoisingMLP(nn.Module):
         Args:
             timesteps: (S,) int64, the step k of each step of the chain.
             observations: (B, O).
+            count: C, chunks for each observation, which follow each other.
 
         Returns:
-            A function of noisy chunks (B, H, A) and the number of the step in 0..S-1, to (B, H, A); to be called in
-            the same precision and with or without gradients as here.
+            A function of noisy chunks (B * C, H, A) and the number of the step in 0..S-1, to (B * C, H, A); to be
+            called in the same precision and with or without gradients as here.
         """
         net, condition = self.mlp_mean, self.condition(observations)
         x_weight, rest = net.first.weight.tensor_split([self.action_horizon * self.action_dim], dim=1)
+        x_weight = x_weight.mT.contiguous().mT  # the layout of every step's product
         t_weight, s_weight = rest.split([rest.shape[1] - condition.shape[1], condition.shape[1]], dim=1)
         device_type = observations.device.type
         with float32_products(device_type):  # as in `forward`, where one product takes the sum
             of_steps = F.linear(self.embedding(timesteps), t_weight, net.first.bias)  # (S, hidden)
             of_observations = F.linear(condition, s_weight)  # (B, hidden)
 
-        def layer_by_layer(x: Tensor, step: int) -> Tensor:
-            with float32_products(device_type):
-                hidden = F.linear(x.flatten(1), x_weight, of_steps[step]) + of_observations
-            return net.after_first(hidden).view(x.shape)
-
         if not net.single:
+            of_rows = of_observations.repeat_interleave(count, 0)  # (B * C, hidden)
+
+            def layer_by_layer(x: Tensor, step: int) -> Tensor:
+                with float32_products(device_type):
+                    hidden = F.linear(x.flatten(1), x_weight, of_steps[step]) + of_rows
+                return net.after_first(hidden).view(x.shape)
+
             return layer_by_layer
         matrix, offset = net.output()
         inner_weight = net.block.l1.weight
@@ -124,13 +129,13 @@ class DenoisingMLP(nn.Module):
         with float32_products(device_type):
             x_skip = net.last.weight @ x_weight  # (H*A, H*A)
             steps_skip = F.linear(of_steps, net.last.weight, offset)  # (S, H*A)
-            observations_skip = F.linear(of_observations, net.last.weight)  # (B, H*A)
+            rows_skip = F.linear(of_observations, net.last.weight).repeat_interleave(count, 0)  # (B * C, H*A)
 
         def noise_at(x: Tensor, step: int) -> Tensor:
             flat, kind = x.flatten(1), product_type(device_type)
             with float32_products(device_type):
                 hidden = hidden_layer(flat, x_weight, of_steps[step], net.block.act, of_observations, kind)
-                skip = F.linear(flat, x_skip, steps_skip[step]) + observations_skip
+                skip = F.linear(flat, x_skip, steps_skip[step]) + rows_skip
             return net.after_activation(hidden, skip, matrix, inner_weight).view(x.shape)
 
         return noise_at
@@ -160,9 +165,9 @@ class TwoStageMLP(nn.Module):
         is_late = (timesteps < self.late_steps).view(-1, 1, 1)
         return torch.where(is_late, self.late(x, timesteps, observations), self.early(x, timesteps, observations))
 
-    def along_chain(self, timesteps: Tensor, observations: Tensor) -> NoiseAt:
+    def along_chain(self, timesteps: Tensor, observations: Tensor, count: int = 1) -> NoiseAt:
         """As `DenoisingMLP.along_chain`."""
-        late, early = (stage.along_chain(timesteps, observations) for stage in (self.late, self.early))
+        late, early = (stage.along_chain(timesteps, observations, count) for stage in (self.late, self.early))
         if timesteps.device.type == "cpu":
             stages = [late if k < self.late_steps else early for k in timesteps.tolist()]
             return lambda x, step: stages[step](x, step)

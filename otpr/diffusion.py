@@ -199,35 +199,38 @@ class DiffusionPolicy(nn.Module):
     def sample_chain(
         self, observations: Tensor, noise: Tensor, explore: bool, keep: int, early: DiffusionPolicy | None = None
     ) -> Tensor:
-        """Denoise one chunk per observation and return the last `keep` + 1 states of the chain.
+        """Denoise one or more chunks per observation and return the last `keep` + 1 states of the chain.
 
         Args:
             observations: (N, O).
-            noise: (S + 1, N, H, A) standard normal draws: the initial x_K, then one per step (clipped here).
+            noise: (S + 1, N * C, H, A) standard normal draws: the initial x_K, then one per step (clipped here), for C
+                chunks of each observation, which follow each other.
             explore: whether the exploration floor applies.
             keep: number of last steps whose transitions are returned, 0 <= keep <= S.
             early: the policy that takes all steps before those, by default this one.
 
         Returns:
-            (N, keep + 1, H, A); the last entry is the chunk to execute.
+            (N * C, keep + 1, H, A); the last entry is the chunk to execute.
         """
         steps = self.reverse_steps(explore)
         draws = noise[1:].clamp(-self.sampler.noise_clip, self.sampler.noise_clip)
         x, total = noise[0], len(steps.timesteps)
         chain = [x] if keep == total else []
-        late = self.network.along_chain(steps.timesteps, observations)
-        first = late if early is None or keep == total else early.network.along_chain(steps.timesteps, observations)
+        inputs = steps.timesteps, observations, len(x) // max(len(observations), 1)
+        late = self.network.along_chain(*inputs)
+        first = late if early is None or keep == total else early.network.along_chain(*inputs)
         of_steps = (*self.coefficients(steps), self.sampling_std(steps, explore), draws)
         for i, (*coefficients, std, draw) in enumerate(zip(*(part.unbind() for part in of_steps), strict=True)):
             predicted = (first if i < total - keep else late)(x, i)
             x = self.reverse_mean(x, predicted, *coefficients) + std * draw
             if i >= total - keep - 1:
                 chain.append(x)
-        return torch.stack(chain, dim=1)  # (N, keep + 1, H, A)
+        return torch.stack(chain, dim=1)  # (N * C, keep + 1, H, A)
 
-    def sample(self, observations: Tensor, explore: bool, generator: torch.Generator) -> Tensor:
-        """Chunks (N, H, A) for observations (N, O)."""
-        return self.sample_chain(observations, self.draw_noise(len(observations), generator), explore, keep=0)[:, -1]
+    def sample(self, observations: Tensor, explore: bool, generator: torch.Generator, count: int = 1) -> Tensor:
+        """`count` chunks for each of observations (N, O), which follow each other, (N * count, H, A)."""
+        noise = self.draw_noise(len(observations) * count, generator)
+        return self.sample_chain(observations, noise, explore, keep=0)[:, -1]
 
     def log_probability(self, before: Tensor, after: Tensor, observations: Tensor, step_index: Tensor) -> Tensor:
         """Log-density of single denoising transitions, per dimension.

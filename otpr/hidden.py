@@ -23,53 +23,64 @@ from otpr.passes import (
     KINDS,
     mish,
     mish_and_slope,
-    mish_of,
     partial_sums,
     relu,
-    relu_of,
     run_pass,
     through,
     through_relu,
 )
 from otpr.precision import float32_products, product_type
 
-MOST_PROJECTED = 16  # outputs of a pass; more take less time as a product
+MOST_ENTERING = MOST_PROJECTED = 16  # inputs and outputs of a pass; more take less time as a product
 
 
 def _activate(
-    z: Tensor,
+    x: Tensor,
+    weight: Tensor,
     bias: Tensor,
     base: Tensor | None,
     kind: torch.dtype,
     rectified: bool,
     recorded: bool,
     projection: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """ReLU or Mish of z + bias + base in type `kind`, and what `_through` takes for its slope if it is recorded.
+) -> tuple[Tensor | None, Tensor | None]:
+    """ReLU or Mish of x weight' + bias + base in type `kind`, and what `_through` takes for its slope if recorded.
 
-    z is overwritten.
+    The value is None where it is projected and not recorded.
     """
-    if recorded and not rectified:
-        value = torch.empty(z.shape, dtype=kind)
-        run_pass(mish_and_slope, bias, z, value, base, projection=projection)
-        return value, z
-    if kind == z.dtype:
-        run_pass(relu if rectified else mish, bias, z, base, projection=projection)
-        return z, z
-    value = torch.empty(z.shape, dtype=kind)
-    run_pass(relu_of if rectified else mish_of, bias, z, value, base, projection=projection)
-    return value, value
+    sloped, enters = recorded and not rectified, x.dtype == torch.float32 and x.shape[-1] <= MOST_ENTERING
+    shape = (*x.shape[:-1], weight.shape[-2])
+    z = x.matmul(weight.mT) if not enters else torch.empty(shape) if sloped else None
+    if projection is not None and not recorded:
+        value = None
+    elif z is not None and z.dtype == kind and not sloped:
+        value = z
+    else:
+        value = torch.empty(shape, dtype=kind)
+    run_pass(
+        relu if rectified else mish_and_slope if recorded else mish,
+        bias.contiguous(),
+        *(z, value, None if base is None else base.contiguous()),
+        entrance=(x.contiguous(), weight.mT.contiguous()) if enters else None,
+        projection=projection,
+    )
+    return value, z if sloped else value
 
 
 def _through(
-    gradient: Tensor, ctx: Any, x: Tensor, weight: Tensor, slope: Tensor
+    gradient: Tensor,
+    ctx: Any,
+    x: Tensor,
+    weight: Tensor,
+    slope: Tensor,
+    matrix: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor]:
     """Gradients of x, weight and bias, as far as they are needed, and of what the activation is of.
 
     ReLU's slope is whether its value is positive.
 
     Args:
-        gradient: of the activation's value, (..., m, n).
+        gradient: of the activation's value, (..., m, n); with a matrix (k, n) that of its product, (..., m, k).
         ctx: of a Function whose first three arguments are x, weight and bias.
         x, weight: in the product's type.
         slope: see `_activate`.
@@ -77,7 +88,9 @@ def _through(
     of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
     before = torch.empty(slope.shape, dtype=x.dtype)
     sums = partial_sums(before) if of_bias else None
-    run_pass(through_relu if ctx.rectified else through, None, gradient.contiguous(), slope, before, sums=sums)
+    gradient = gradient.contiguous()
+    incoming, entrance = (gradient, None) if matrix is None else (None, (gradient, matrix))
+    run_pass(through_relu if ctx.rectified else through, None, incoming, slope, before, sums=sums, entrance=entrance)
     return (
         before.matmul(weight) if of_x else None,
         before.mT.matmul(x) if of_weight else None,
@@ -93,8 +106,8 @@ class _Hidden(torch.autograd.Function):
     ) -> Tensor:
         """Activation of x (..., B, in) weight' (..., in, out) + bias + base."""
         kind, recorded = product_type("cpu"), ctx is not None
-        x, weight, base = x.to(kind), weight.to(kind), None if base is None else base.contiguous()
-        value, slope = _activate(x.matmul(weight.mT), bias.contiguous(), base, result, rectified, recorded)
+        x, weight = x.to(kind), weight.to(kind)
+        value, slope = _activate(x, weight, bias, base, result, rectified, recorded)
         if recorded:
             ctx.save_for_backward(x, weight, slope)
             ctx.rectified = rectified
@@ -117,8 +130,7 @@ class _HiddenOutput(torch.autograd.Function):
         kind, recorded = product_type("cpu"), ctx is not None
         x, weight, matrix = x.to(kind), weight.to(kind), matrix.contiguous()
         outputs = start.clone(memory_format=torch.contiguous_format)
-        z, projection = x.matmul(weight.mT), (matrix, outputs)
-        value, slope = _activate(z, bias.contiguous(), None, torch.float32, rectified, recorded, projection)
+        value, slope = _activate(x, weight, bias, None, torch.float32, rectified, recorded, (matrix, outputs))
         if recorded:
             ctx.save_for_backward(x, weight, slope, value, matrix)
             ctx.rectified = rectified
@@ -132,7 +144,7 @@ class _HiddenOutput(torch.autograd.Function):
         (gradient,), of_matrix = gradients, ctx.needs_input_grad[3]
         found: list[Tensor | None] = [None] * 3
         if any(ctx.needs_input_grad[:3]):
-            *found, _ = _through(gradient.matmul(matrix), ctx, x, weight, slope)
+            *found, _ = _through(gradient, ctx, x, weight, slope, matrix)
         return *found, gradient.mT.matmul(value) if of_matrix else None, gradient, None
 
 
@@ -153,13 +165,16 @@ def hidden_layer(
         x: (B, in), or (G, B, in) for G layers at once.
         weight, bias: W (out, in) and (out,), or (G, out, in) and (G, out); W may be rounded to the product's type.
         activation: a module that works element by element.
-        base: of the value's shape and the product's type.
+        base: of the value's shape, or a row of it for as many that follow each other, in the product's type.
         result: type of the value, by default the product's.
 
     Raises:
         ValueError: a base of another shape or type, on the CPU.
     """
-    if not _is_known(x, weight, bias, activation, result or torch.float32):
+    known = _is_known(x, weight, bias, activation, result or torch.float32)
+    if base is not None and (torch.is_grad_enabled() or not known):
+        base = repeat_rows(base, x.shape[-2])
+    if not known:
         z = affine(x, weight, bias)
         value = activation(z if base is None else z + base)
         return value if result is None else value.to(result)
@@ -206,6 +221,13 @@ def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
     if torch.is_grad_enabled() and any(isinstance(part, Tensor) and part.requires_grad for part in arguments):
         return function.apply(*arguments)  # pyright: ignore[reportReturnType]
     return function.forward(None, *arguments)
+
+
+def repeat_rows(matrix: Tensor, rows: int) -> Tensor:
+    """Each row of (..., m, n) as often as makes `rows` of them, those of one following each other, (..., rows, n)."""
+    count = matrix.shape[-2]
+    shared = count not in (0, rows) and rows % count == 0
+    return matrix.repeat_interleave(rows // count, -2) if shared else matrix
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

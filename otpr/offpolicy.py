@@ -104,8 +104,8 @@ def sample_candidates(
     policy: DiffusionPolicy, observations: Tensor, candidates: int, explore: bool, generator: torch.Generator
 ) -> Tensor:
     """`candidates` chunks for each of (N, O) observations in one batched call, (N, S, H, A)."""
-    repeated = observations.repeat_interleave(candidates, 0)  # (N * S, O)
-    return policy.sample(repeated, explore, generator).unflatten(0, (len(observations), candidates))
+    chunks = policy.sample(observations, explore, generator, candidates)
+    return chunks.unflatten(0, (len(observations), candidates))  # (N, S, H, A)
 
 
 def pick(candidates: Tensor, index: Tensor) -> Tensor:

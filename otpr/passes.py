@@ -27,18 +27,20 @@ from torch import Tensor
 
 from otpr.compiling import kept_on_disk
 
-Row = Callable[..., None]  # of bias and sums (n,), three matrices and a row's index; sums and matrices may be None
+Row = Callable[..., None]  # of bias and sums (n,) and a row (n,) of three matrices; sums and rows may be None
 
 # products and sums may be fused, all else is as written
 OPTIONS: Any = {"fastmath": {"contract"}, "error_model": "numpy"}
 
 LEAST_FOR_THREADS = 32_768  # elements; fewer take less time than waking threads does
 KINDS = (torch.float32, torch.bfloat16)  # types of matrices
+FLOAT32 = KINDS[:1]
 # as compiled functions see them
 _ELEMENTS: dict[torch.dtype | None, Any] = {torch.float32: np.float32, torch.bfloat16: np.uint16}
 PART_ROWS = 32  # of one matrix, which one thread does, adding them to one partial sum
-# next part, parts, parts a thread takes, rows, columns, outputs, then addresses: bias, sums, matrices, weights, outputs
-_CALL = ctypes.c_int64 * 13
+# next part, parts, parts a thread takes, rows, columns, rows that share one of the base, inputs, outputs; addresses of
+# bias, sums, matrices, what enters and by what weights, by what weights values leave and where to
+_CALL = ctypes.c_int64 * 17
 _ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)  # of a compiled pass
 _f, _u32 = np.float32, np.uint32
 _LOG2E, _LN2_HIGH, _LN2_LOW = _f(1.44269504), _f(0.693359375), _f(-2.12194440e-4)  # ln 2 in two parts: no cancellation
@@ -50,45 +52,63 @@ _P5, _P4, _P3, _P2, _P1, _P0 = map(
 _inner, _builtin = register_jitable(**OPTIONS), cast(Any, intrinsic)  # which is typed as if called with its context
 
 
-def _read(array, i, j) -> Any:
-    """array[i, j] as float32; bfloat16 comes as its bits, uint16. Of None -0, which changes nothing it is added to."""
+def _row(matrix, i) -> Any:
+    """Row i of a matrix; None of None."""
 
 
-def _write(array, i, j, value):
-    """A float32 value into array[i, j], rounded to the nearest bfloat16, ties to even, where it holds those."""
+def _place(value, z) -> Any:
+    """The row for a value: z's where there is none."""
 
 
-def _add(array, j, value):
-    """Add a value to array[j], of float32; nothing where there is no array."""
+def _read(row, j) -> Any:
+    """row[j] as float32; bfloat16 comes as its bits, uint16. Of None -0, which changes nothing it is added to."""
+
+
+def _write(row, j, value):
+    """A float32 value into row[j], rounded to the nearest bfloat16, ties to even, where it holds those."""
+
+
+def _add(row, j, value):
+    """Add a value to row[j], of float32; nothing where there is no row."""
+
+
+@overload(_row, jit_options=OPTIONS)
+def _row_of(matrix, i):
+    return (lambda matrix, i: None) if isinstance(matrix, types.NoneType) else lambda matrix, i: matrix[i]
+
+
+@overload(_place, jit_options=OPTIONS)
+def _place_of(value, z):
+    return (lambda value, z: z) if isinstance(value, types.NoneType) else lambda value, z: value
 
 
 @overload(_read, jit_options=OPTIONS)
-def _read_as(array, i, j):
-    if isinstance(array, types.NoneType):
-        return lambda array, i, j: _f(-0.0)
-    if array.dtype == numba.uint16:
-        return lambda array, i, j: _u32(_u32(array[i, j]) << _u32(16)).view(np.float32)
-    return lambda array, i, j: array[i, j]
+def _read_as(row, j):
+    if isinstance(row, types.NoneType):
+        return lambda row, j: _f(-0.0)
+    if row.dtype == numba.uint16:
+        return lambda row, j: _u32(_u32(row[j]) << _u32(16)).view(np.float32)
+    return lambda row, j: row[j]
 
 
 @overload(_write, jit_options=OPTIONS)
-def _write_as(array, i, j, value):
-    def rounded(array, i, j, value):
+def _write_as(row, j, value):
+    def rounded(row, j, value):
         bits = np.float32(value).view(np.uint32)
-        array[i, j] = np.uint16(_u32(bits + _u32(0x7FFF) + ((bits >> _u32(16)) & _u32(1))) >> _u32(16))
+        row[j] = np.uint16(_u32(bits + _u32(0x7FFF) + ((bits >> _u32(16)) & _u32(1))) >> _u32(16))
 
-    def whole(array, i, j, value):
-        array[i, j] = value
+    def whole(row, j, value):
+        row[j] = value
 
-    return rounded if array.dtype == numba.uint16 else whole
+    return rounded if row.dtype == numba.uint16 else whole
 
 
 @overload(_add, jit_options=OPTIONS)
-def _add_to(array, j, value):
-    def added(array, j, value):
-        array[j] += value
+def _add_to(row, j, value):
+    def added(row, j, value):
+        row[j] += value
 
-    return (lambda array, j, value: None) if isinstance(array, types.NoneType) else added
+    return (lambda row, j, value: None) if isinstance(row, types.NoneType) else added
 
 
 @_inner
@@ -116,83 +136,86 @@ def _rectified(x):
 
 
 @_inner
-def relu(bias, _sums, z, base, _three, i):
-    """ReLU of z + bias + base, in place."""
+def relu(bias, _sums, z, value, base):
+    """ReLU of z + bias + base into `value`, or in place."""
+    place = _place(value, z)
     for j in range(bias.size):
-        _write(z, i, j, _rectified(_read(z, i, j) + bias[j] + _read(base, i, j)))
+        _write(place, j, _rectified(_read(z, j) + bias[j] + _read(base, j)))
 
 
 @_inner
-def relu_of(bias, _sums, x, value, base, i):
-    """ReLU of x + bias + base into `value`."""
+def mish(bias, _sums, z, value, base):
+    """Mish of z + bias + base into `value`, or in place."""
+    place = _place(value, z)
     for j in range(bias.size):
-        _write(value, i, j, _rectified(_read(x, i, j) + bias[j] + _read(base, i, j)))
+        x = _read(z, j) + bias[j] + _read(base, j)
+        _write(place, j, x * _gate(x)[0])
 
 
 @_inner
-def mish(bias, _sums, z, base, _three, i):
-    """Mish of z + bias + base, in place."""
-    for j in range(bias.size):
-        x = _read(z, i, j) + bias[j] + _read(base, i, j)
-        _write(z, i, j, x * _gate(x)[0])
-
-
-@_inner
-def mish_of(bias, _sums, x, value, base, i):
-    """Mish of x + bias + base into `value`."""
-    for j in range(bias.size):
-        y = _read(x, i, j) + bias[j] + _read(base, i, j)
-        _write(value, i, j, y * _gate(y)[0])
-
-
-@_inner
-def mish_and_slope(bias, _sums, z, value, base, i):
+def mish_and_slope(bias, _sums, z, value, base):
     """Mish of z + bias + base into `value`, its derivative in place of z."""
     for j in range(bias.size):
-        x = _read(z, i, j) + bias[j] + _read(base, i, j)
+        x = _read(z, j) + bias[j] + _read(base, j)
         gate, change = _gate(x)
-        _write(value, i, j, x * gate)
-        _write(z, i, j, gate + x * change)
-
-
-@register_jitable(**OPTIONS | {"fastmath": {"contract", "reassoc"}})  # sums in any order: vector code
-def _project(value, weights, first, count, outputs, i):
-    """Add to outputs[i] the products of value[i] with the `count` rows of `weights` from `first` on, four at a time."""
-    for k in range(0, count - 3, 4):
-        a = b = c = d = _f(0.0)
-        for j in range(value.shape[1]):
-            x = value[i, j]
-            a += x * weights[first + k, j]
-            b += x * weights[first + k + 1, j]
-            c += x * weights[first + k + 2, j]
-            d += x * weights[first + k + 3, j]
-        outputs[i, k] += a
-        outputs[i, k + 1] += b
-        outputs[i, k + 2] += c
-        outputs[i, k + 3] += d
-    for k in range(count - count % 4, count):
-        a = _f(0.0)
-        for j in range(value.shape[1]):
-            a += value[i, j] * weights[first + k, j]
-        outputs[i, k] += a
+        _write(value, j, x * gate)
+        _write(z, j, gate + x * change)
 
 
 @_inner
-def through(_bias, sums, gradient, slope, product, i):
+def through(_bias, sums, gradient, slope, product):
     """gradient * slope into `product`, and added to `sums`."""
-    for j in range(gradient.shape[1]):
-        value = _read(gradient, i, j) * _read(slope, i, j)
-        _write(product, i, j, value)
+    for j in range(product.size):
+        value = _read(gradient, j) * _read(slope, j)
+        _write(product, j, value)
         _add(sums, j, value)
 
 
 @_inner
-def through_relu(_bias, sums, gradient, value, product, i):
+def through_relu(_bias, sums, gradient, value, product):
     """The gradient where ReLU's value is positive, else 0, into `product`, and added to `sums`."""
-    for j in range(gradient.shape[1]):
-        passed = _f(0.0) if _read(value, i, j) <= 0 else _read(gradient, i, j)  # NaN lets it through
-        _write(product, i, j, passed)
+    for j in range(product.size):
+        incoming = _read(gradient, j)
+        passed = _f(0.0) if _read(value, j) <= 0 else incoming  # NaN lets it through
+        _write(product, j, passed)
         _add(sums, j, passed)
+
+
+@_inner
+def _multiply(inputs, weights, product):
+    """inputs (k,) times weights (k, n) into `product` (n,), four rows of weights at a time."""
+    for j in range(product.size):
+        product[j] = _f(0.0)
+    for k in range(0, inputs.size - 3, 4):
+        a, b, c, d = inputs[k], inputs[k + 1], inputs[k + 2], inputs[k + 3]
+        for j in range(product.size):
+            product[j] += a * weights[k, j] + b * weights[k + 1, j] + c * weights[k + 2, j] + d * weights[k + 3, j]
+    for k in range(inputs.size - inputs.size % 4, inputs.size):
+        a = inputs[k]
+        for j in range(product.size):
+            product[j] += a * weights[k, j]
+
+
+@register_jitable(**OPTIONS | {"fastmath": {"contract", "reassoc"}})  # sums in any order: vector code
+def _project(value, weights, outputs):
+    """Add to outputs (k,) the products of value (n,) with the rows of weights (k, n), four at a time."""
+    for k in range(0, outputs.size - 3, 4):
+        a = b = c = d = _f(0.0)
+        for j in range(value.size):
+            x = value[j]
+            a += x * weights[k, j]
+            b += x * weights[k + 1, j]
+            c += x * weights[k + 2, j]
+            d += x * weights[k + 3, j]
+        outputs[k] += a
+        outputs[k + 1] += b
+        outputs[k + 2] += c
+        outputs[k + 3] += d
+    for k in range(outputs.size - outputs.size % 4, outputs.size):
+        a = _f(0.0)
+        for j in range(value.size):
+            a += value[j] * weights[k, j]
+        outputs[k] += a
 
 
 @_builtin
@@ -216,26 +239,34 @@ def _take(typing_context, counter, amount) -> Any:
 
 
 @cache
-def _compiled(row: Row, summed: bool, projected: bool, *kinds: torch.dtype | None) -> Any:
+def _compiled(row: Row, features: tuple[bool, ...], *kinds: torch.dtype | None) -> Any:
     """What every thread runs, for three matrices of these types, None for none: parts of them until none is left.
 
-    Matrices of a stack lie behind each other.
+    Matrices of a stack lie behind each other. A first matrix that is entered, and a second one that is projected, need
+    not be kept: then a row of each stays in the core's nearest cache.
     """
+    in_place, summed, entered, projected = features
     first, second, third = map(_ELEMENTS.get, kinds)
-    in_place = row in (relu, mish)
 
     def run(call):
-        parts, rows, columns, count = call[1], call[3], call[4], call[5]
+        parts, rows, columns, shared, ins, outs = call[1], call[3], call[4], call[5], call[6], call[7]
         of_matrix = (rows + PART_ROWS - 1) // PART_ROWS
         stack = parts // max(of_matrix, 1)
         shape = (stack * rows, columns)
-        bias = carray(_pointer(call[6]), (stack, columns), np.float32)
-        sums = carray(_pointer(call[7]), (parts, columns), np.float32)
-        one = carray(_pointer(call[8]), shape, first)
-        two = None if second is None else carray(_pointer(call[9]), shape, second)
-        three = None if third is None else carray(_pointer(call[10]), shape, third)
-        weights = carray(_pointer(call[11]), (stack * count, columns), np.float32)
-        outputs = carray(_pointer(call[12]), (stack * rows, count), np.float32)
+        bias = carray(_pointer(call[8]), (stack, columns), np.float32)
+        sums = carray(_pointer(call[9]), (parts, columns), np.float32) if summed else None
+        one = np.empty((1, columns), np.float32) if first is None else carray(_pointer(call[10]), shape, first)
+        if in_place:
+            two = None
+        elif second is None:
+            two = np.empty((1, columns), np.float32)
+        else:
+            two = carray(_pointer(call[11]), shape, second)
+        three = None if third is None else carray(_pointer(call[12]), (stack * rows // shared, columns), third)
+        inputs = carray(_pointer(call[13]), (stack * rows, ins), np.float32)
+        entering = carray(_pointer(call[14]), (stack * ins, columns), np.float32)
+        leaving = carray(_pointer(call[15]), (stack * outs, columns), np.float32)
+        outputs = carray(_pointer(call[16]), (stack * rows, outs), np.float32)
         while True:
             start = _take(call, call[2])
             if start >= parts:
@@ -244,9 +275,13 @@ def _compiled(row: Row, summed: bool, projected: bool, *kinds: torch.dtype | Non
                 matrix = part // of_matrix
                 top, end = matrix * rows + part % of_matrix * PART_ROWS, (matrix + 1) * rows
                 for i in range(top, min(top + PART_ROWS, end)):
-                    row(bias[matrix], sums[part] if summed else None, one, two, three, i)
-                    if projected:  # while the row is in the core's nearest cache
-                        _project(one if in_place else two, weights, matrix * count, count, outputs, i)
+                    z = one[0 if first is None else i]
+                    value = _row(two, 0 if second is None else i)
+                    if entered:
+                        _multiply(inputs[i], entering[matrix * ins : (matrix + 1) * ins], z)
+                    row(bias[matrix], _row(sums, part), z, value, _row(three, i // shared))
+                    if projected:
+                        _project(_place(value, z), leaving[matrix * outs : (matrix + 1) * outs], outputs[i])
 
     signature = types.void(types.CPointer(types.int64))
     return kept_on_disk(partial(numba.cfunc, signature, **OPTIONS), run)
@@ -267,12 +302,8 @@ def _openmp() -> Any:
 
 def partial_sums(matrices: Tensor) -> Tensor:
     """Zeros to which a pass adds the rows of matrices (..., m, n): (..., m / `PART_ROWS` rounded up, n) float32."""
-    return torch.zeros(_sums_shape(matrices))
-
-
-def _sums_shape(matrices: Tensor) -> tuple[int, ...]:
     *stack, rows, columns = matrices.shape
-    return *stack, -(-rows // PART_ROWS), columns
+    return torch.zeros(*stack, -(-rows // PART_ROWS), columns)
 
 
 def run_pass(
@@ -280,48 +311,63 @@ def run_pass(
     bias: Tensor | None,
     *matrices: Tensor | None,
     sums: Tensor | None = None,
+    entrance: tuple[Tensor, Tensor] | None = None,
     projection: tuple[Tensor, Tensor] | None = None,
 ) -> None:
-    """Do one of the passes above to up to three matrices, or stacks of them, float32 or bfloat16, on the CPU.
+    """Do one of the passes above to three matrices, or stacks of them, float32 or bfloat16, on the CPU.
 
     Args:
         row: `relu` and those after it.
         bias: float32 (..., n); None for a pass that takes none.
-        matrices: (..., m, n), those that the pass names, none twice; a base alone may be None.
+        matrices: (..., m, n), those that the pass names. `value` may be z itself. Of a base each row may belong to some
+            that follow each other, or it is None.
         sums: see `partial_sums`, for a pass that names them.
+        entrance: inputs (..., m, k) and weights (..., k, n), float32, whose product is the first matrix, overwritten
+            where it is given, of float32, and not kept where it is None.
         projection: weights (..., k, n) and outputs (..., m, k), float32: to the latter the pass adds its value, float32
-            too, times weights'.
+            too, times weights'. Without a matrix for the value it is not kept.
 
     Raises:
         ValueError: another type or shape, or not contiguous.
     """
-    given = (*matrices, *[None] * (3 - len(matrices)))
-    z = given[0]
-    assert z is not None
-    *stack, rows, columns = shape = z.shape
-    for matrix in matrices:
-        _check(matrix, shape, KINDS)
-    _check(bias, (*stack, columns), KINDS[:1])
-    if sums is not None:
-        _check(sums, _sums_shape(z), KINDS[:1])
-    weights, outputs = projection or (None, None)
-    count = 0 if weights is None else weights.shape[-2]
-    if projection is not None:
-        _check(weights, (*stack, count, columns), KINDS[:1])
-        _check(outputs, (*stack, rows, count), KINDS[:1])
-        _check(given[0 if row in (relu, mish) else 1], shape, KINDS[:1])
-    kinds = (None if part is None else part.dtype for part in given)
-    entry, parallel = _compiled(row, sums is not None, projection is not None, *kinds), _openmp()
+    one, two, three = matrices
+    (inputs, entering), (leaving, outputs) = entrance or (None, None), projection or (None, None)
+    *stack, rows, columns = _product_shape(one, inputs, entering)
+    ins = 0 if entering is None else entering.shape[-2]
+    outs = 0 if leaving is None else leaving.shape[-2]
+    held = math.prod(three.shape[-2:-1]) if three is not None else rows
+    shared = rows // held if held and rows % held == 0 else 1
+    _check(bias, (*stack, columns), FLOAT32)
+    _check(sums, (*stack, -(-rows // PART_ROWS), columns), FLOAT32)
+    _check(one, (*stack, rows, columns), KINDS if entrance is None else FLOAT32)
+    _check(two, (*stack, rows, columns), KINDS if projection is None else FLOAT32)
+    _check(three, (*stack, rows // shared, columns), KINDS)
+    _check(inputs, (*stack, rows, ins), FLOAT32)
+    _check(entering, (*stack, ins, columns), FLOAT32)
+    _check(leaving, (*stack, outs, columns), FLOAT32)
+    _check(outputs, (*stack, rows, outs), FLOAT32)
+    features = two is one, sums is not None, entrance is not None, projection is not None
+    entry, parallel = _compiled(row, features, *(None if m is None else m.dtype for m in matrices)), _openmp()
     # all of PyTorch's threads or one: a smaller team would end the others, to be started again in the next product
-    threads = torch.get_num_threads() if parallel and z.numel() >= LEAST_FOR_THREADS else 1
+    many = math.prod(stack) * rows * columns >= LEAST_FOR_THREADS
+    threads = torch.get_num_threads() if parallel and many else 1
     parts = math.prod(stack) * -(-rows // PART_ROWS)
-    # as many each, of rows that lie together, like those of a product: they need not move from one core to another
-    addresses = (0 if part is None else part.data_ptr() for part in (bias, sums, *given, weights, outputs))
-    call = _CALL(0, parts, -(-parts // threads), rows, columns, count, *addresses)
+    tensors = (bias, sums, *matrices, inputs, entering, leaving, outputs)
+    addresses = (0 if tensor is None else tensor.data_ptr() for tensor in tensors)
+    # as many parts each, of rows that lie together, like those of a product: they need not move between cores
+    call = _CALL(0, parts, -(-parts // threads), rows, columns, shared, ins, outs, *addresses)
     if threads == 1:
         _ENTRY(entry.address)(ctypes.addressof(call))
     else:
         parallel(entry.address, ctypes.addressof(call), threads, 0)
+
+
+def _product_shape(one: Tensor | None, inputs: Tensor | None, entering: Tensor | None) -> tuple[int, ...]:
+    """That of the first matrix, or of the product which takes its place."""
+    if inputs is not None and entering is not None:
+        return *inputs.shape[:-1], entering.shape[-1]
+    assert one is not None
+    return one.shape
 
 
 def _check(tensor: Tensor | None, shape: tuple[int, ...], kinds: tuple[torch.dtype, ...]) -> None:

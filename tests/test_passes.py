@@ -44,14 +44,15 @@ def test_a_pass_refuses_what_it_would_misread() -> None:
         (torch.zeros(3), torch.zeros(2, 4, 3)),
     ):
         with pytest.raises(ValueError, match="a pass takes contiguous"):
-            passes.run_pass(passes.relu, bias, matrix)
+            passes.run_pass(passes.relu, bias, matrix, matrix, None)
     with pytest.raises(ValueError, match="a pass takes contiguous"):
         passes.run_pass(passes.through, None, z, z.clone(), z.clone(), sums=torch.zeros(4, 3))
     for weights, outputs in ((torch.zeros(2, 4), torch.zeros(4, 2)), (torch.zeros(2, 3), torch.zeros(2, 4).t())):
         with pytest.raises(ValueError, match="a pass takes contiguous"):
-            passes.run_pass(passes.relu, torch.zeros(3), z, projection=(weights, outputs))
+            passes.run_pass(passes.relu, torch.zeros(3), z, z, None, projection=(weights, outputs))
     with pytest.raises(ValueError, match=r"a pass takes contiguous torch.float32 \(4, 3\), got torch.bfloat16"):
-        passes.run_pass(passes.relu, torch.zeros(3), z.bfloat16(), projection=(torch.zeros(2, 3), torch.zeros(4, 2)))
+        z = z.bfloat16()
+        passes.run_pass(passes.relu, torch.zeros(3), z, z, None, projection=(torch.zeros(2, 3), torch.zeros(4, 2)))
 
 
 def test_the_number_of_threads_changes_no_bit_of_stacks() -> None:
