@@ -16,6 +16,8 @@ from otpr.precision import float32_products, product_type
 # noisy chunks (B * C, H, A), C for each observation, and a step's number in its chain -> (B * C, H, A)
 NoiseAt = Callable[[Tensor, int], Tensor]
 
+MOST_STEPS = 32  # of `at_steps`: as many columns more in the first layer's product cost less than embedding every chunk
+
 
 class SinusoidalEmbedding(nn.Module):
     """Sine and cosine features of the denoising step, frequencies 10000^(-i / (dim/2 - 1))."""
@@ -78,6 +80,35 @@ class DenoisingMLP(nn.Module):
         features = [x.reshape(batch, -1), embedding, self.condition(observations)]
         return self.mlp_mean(torch.cat(features, dim=-1)).view(x.shape)  # of (B, H*A + time_dim + condition)
 
+    def at_steps(self, x: Tensor, index: Tensor, timesteps: Tensor, observations: Tensor) -> Tensor:
+        """The same prediction where each chunk's step is one of few: these are embedded once, not for every chunk.
+
+        With a row of the identity e_i in the place of the embedding of step i the first layer is
+        W_x x + (W_t emb') e_i + W_s s + b. No gradient by the inputs is needed then.
+
+        Args:
+            x: (B, H, A) noisy chunks.
+            index: (B,) int64 in [0, S), which of the steps each chunk is at.
+            timesteps: (S,) int64, steps k; more than `MOST_STEPS` are embedded for every chunk.
+            observations: (B, O).
+
+        Returns:
+            (B, H, A).
+        """
+        if len(timesteps) > MOST_STEPS:
+            return self(x, timesteps[index], observations)
+        x_weight, t_weight, s_weight = self.first_weights(condition := self.condition(observations))
+        with float32_products(x.device.type):
+            of_steps = t_weight @ self.embedding(timesteps).mT  # (hidden, S)
+        rows = torch.eye(len(timesteps), device=x.device).index_select(0, index)  # (B, S)
+        features = torch.cat([x.flatten(1), rows, condition], dim=1)  # (B, H*A + S + condition)
+        return self.mlp_mean(features, torch.cat([x_weight, of_steps, s_weight], dim=1)).view(x.shape)
+
+    def first_weights(self, condition: Tensor) -> tuple[Tensor, ...]:
+        """The first layer's weights of chunk, embedding, condition (B, C): (hidden, H*A), (hidden, T), (hidden, C)."""
+        sizes = self.action_horizon * self.action_dim, self.mlp_mean.first.in_features - condition.shape[1]
+        return self.mlp_mean.first.weight.tensor_split(sizes, dim=1)
+
     def embedding(self, timesteps: Tensor) -> Tensor:
         """Features of the steps k (B,), (B, time_dim), in float32 whatever the precision: they are few and small."""
         features, first, act, last = self.time_embedding
@@ -105,9 +136,8 @@ class DenoisingMLP(nn.Module):
             called in the same precision and with or without gradients as here.
         """
         net, condition = self.mlp_mean, self.condition(observations)
-        x_weight, rest = net.first.weight.tensor_split([self.action_horizon * self.action_dim], dim=1)
+        x_weight, t_weight, s_weight = self.first_weights(condition)
         x_weight = x_weight.mT.contiguous().mT  # the layout of every step's product
-        t_weight, s_weight = rest.split([rest.shape[1] - condition.shape[1], condition.shape[1]], dim=1)
         device_type = observations.device.type
         with float32_products(device_type):  # as in `forward`, where one product takes the sum
             of_steps = F.linear(self.embedding(timesteps), t_weight, net.first.bias)  # (S, hidden)
@@ -164,6 +194,12 @@ class TwoStageMLP(nn.Module):
         """Predict the noise in `x`; arguments as in `DenoisingMLP.forward`."""
         is_late = (timesteps < self.late_steps).view(-1, 1, 1)
         return torch.where(is_late, self.late(x, timesteps, observations), self.early(x, timesteps, observations))
+
+    def at_steps(self, x: Tensor, index: Tensor, timesteps: Tensor, observations: Tensor) -> Tensor:
+        """As `DenoisingMLP.at_steps`."""
+        is_late = (timesteps < self.late_steps)[index].view(-1, 1, 1)
+        late, early = (stage.at_steps(x, index, timesteps, observations) for stage in (self.late, self.early))
+        return torch.where(is_late, late, early)
 
     def along_chain(self, timesteps: Tensor, observations: Tensor, count: int = 1) -> NoiseAt:
         """As `DenoisingMLP.along_chain`."""

@@ -245,7 +245,7 @@ class DiffusionPolicy(nn.Module):
         """
         steps = self.reverse_steps(explore=True)
         columns = (t[step_index].view(-1, 1, 1) for t in self.coefficients(steps))
-        noise = self.network(before, steps.timesteps[step_index], observations)
+        noise = self.network.at_steps(before, step_index, steps.timesteps, observations)
         mean = self.reverse_mean(before, noise, *columns)
         std = steps.std.clamp(min=self.sampler.logprob_std_floor)[step_index].view(-1, 1, 1)
         return normal_log_density((after - mean) / std, std)
@@ -276,7 +276,11 @@ class DiffusionPolicy(nn.Module):
 
     def denoising_losses(self, actions: Tensor, observations: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
         """Squared noise error averaged over the chunk, one value per sample, (B,)."""
-        return per_sample_mse(self.network(self.add_noise(actions, timesteps, noise), timesteps, observations), noise)
+        noisy, steps = (
+            self.add_noise(actions, timesteps, noise),
+            torch.arange(self.denoising_steps, device=noise.device),
+        )
+        return per_sample_mse(self.network.at_steps(noisy, timesteps, steps, observations), noise)
 
     def bc_losses(self, actions: Tensor, observations: Tensor, generator: torch.Generator) -> Tensor:
         """`denoising_losses` at uniformly drawn steps: the behaviour-cloning loss of each sample, (B,)."""

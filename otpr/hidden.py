@@ -108,6 +108,7 @@ class _Hidden(torch.autograd.Function):
         kind, recorded = product_type("cpu"), ctx is not None
         x, weight = x.to(kind), weight.to(kind)
         value, slope = _activate(x, weight, bias, base, result, rectified, recorded)
+        assert value is not None  # nothing is projected
         if recorded:
             ctx.save_for_backward(x, weight, slope)
             ctx.rectified = rectified

@@ -144,16 +144,22 @@ class ResidualMLP(nn.Module):
             [linear(dims[0], hidden[0], generator), *blocks, linear(hidden[0], dims[-1], generator)]
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., dims[0]) to (..., dims[-1])."""
+    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Map (..., dims[0]) to (..., dims[-1]).
+
+        Args:
+            x: (..., dims[0]).
+            weight: (dims[1], in), of the first layer instead of its own, for x (..., in).
+        """
+        weight = self.first.weight if weight is None else weight
         if not self.single:
-            return self.after_first(float32_layer(self.first, x))
+            return self.after_first(float32_layer(partial(affine, weight=weight, bias=self.first.bias), x))
         kind, (matrix, offset) = product_type(x.device.type), self.output()
         with float32_products(x.device.type):
             x = x.float()
-            hidden = hidden_layer(x, self.first.weight, self.first.bias, self.block.act, result=kind)
+            hidden = hidden_layer(x, weight, self.first.bias, self.block.act, result=kind)
             skip_bias = F.linear(self.first.bias, self.last.weight, offset)
-            skip = F.linear(x, self.last.weight @ self.first.weight, skip_bias)
+            skip = F.linear(x, self.last.weight @ weight, skip_bias)
         return self.after_activation(hidden, skip, matrix)
 
     @property
