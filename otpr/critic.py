@@ -40,8 +40,10 @@ def twin_q_loss(q1: Tensor, q2: Tensor, target: Tensor) -> tuple[Tensor, Metrics
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     """One optimiser step on `loss`; gradients of other leaves in its graph are not accumulated."""
-    optimizer.zero_grad(set_to_none=True)
-    backward([loss], inputs=[p for group in optimizer.param_groups for p in group["params"]])
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for parameter in parameters:  # what `zero_grad` does, without what it keeps for profilers
+        parameter.grad = None
+    backward([loss], inputs=parameters)
     optimizer.step()
 
 
