@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from otpr.networks import TwinQ, ValueNet, polyak_update
-from otpr.precision import backward
+from otpr.precision import float32_products
 from otpr.replay import Batch
 
 Metrics = dict[str, Tensor]
@@ -39,11 +39,12 @@ def twin_q_loss(q1: Tensor, q2: Tensor, target: Tensor) -> tuple[Tensor, Metrics
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """One optimiser step on `loss`; gradients of other leaves in its graph are not accumulated."""
+    """One optimiser step on `loss`; gradients of other leaves in its graph are not computed."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for parameter in parameters:  # what `zero_grad` does, without what it keeps for profilers
-        parameter.grad = None
-    backward([loss], inputs=parameters)
+    with float32_products(loss.device.type):  # see `precision.backward`
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
     optimizer.step()
 
 

@@ -44,12 +44,10 @@ def product_type(device_type: str) -> torch.dtype:
     return torch.get_autocast_dtype(device_type) if _rounds(device_type) else torch.float32
 
 
-def backward(
-    tensors: Sequence[Tensor], gradients: Sequence[Tensor] | None = None, inputs: Sequence[Tensor] | None = None
-) -> None:
+def backward(tensors: Sequence[Tensor], gradients: Sequence[Tensor] | None = None) -> None:
     """`torch.autograd.backward` whose products have the types of the forward ones.
 
     Inside autocast it would round the float32 factors of first and last layers.
     """
     with float32_products(tensors[0].device.type):
-        torch.autograd.backward(tensors, gradients, inputs=inputs)
+        torch.autograd.backward(tensors, gradients)
