@@ -7,7 +7,7 @@ import torch
 from parity_cases import CASES, CHAIN, EXACT, FOLDER, Case
 
 from benchmark.dppo_files import dppo_network_state
-from otpr.denoisers import DenoisingMLP, TwoStageMLP
+from otpr.denoisers import MOST_STEPS, DenoisingMLP, TwoStageMLP
 from otpr.diffusion import DiffusionPolicy, SamplerSettings
 
 by_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -71,6 +71,49 @@ def test_chains_of_networks_of_any_depth(hidden_layers: int) -> None:
         torch.autograd.grad((value * x).sum(), [*network.parameters()], materialize_grads=True) for value in values
     )
     torch.testing.assert_close(found, reference, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("hidden_layers", [1, 3, 5])
+@pytest.mark.parametrize("recorded", [True, False])
+def test_chunks_that_share_an_observation(hidden_layers: int, recorded: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    early, late = (
+        DenoisingMLP(5, 3, 4, generator, hidden_dims=(32,) * hidden_layers, cond_mlp_dims=(8, 6)) for _ in range(2)
+    )
+    x, observations = torch.randn(6, 4, 3, generator=generator), torch.randn(2, 5, generator=generator)
+    timesteps = torch.tensor([5, 0])
+    for network in (late, TwoStageMLP(early, late, late_steps=2)):
+        with torch.set_grad_enabled(recorded):
+            shared = network.along_chain(timesteps, observations, 3)
+            alone = network.along_chain(timesteps, observations.repeat_interleave(3, 0))
+            values = [torch.stack([noise_at(x, 0), noise_at(x, 1)]) for noise_at in (shared, alone)]
+        torch.testing.assert_close(*values, rtol=1e-4, atol=1e-5)
+        if recorded:
+            parameters = [*late.parameters()]
+            found, reference = (
+                torch.autograd.grad(v.square().sum(), parameters, materialize_grads=True) for v in values
+            )
+            torch.testing.assert_close(found, reference, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("hidden_layers", [1, 3])
+@pytest.mark.parametrize("count", [3, MOST_STEPS, MOST_STEPS + 1])
+def test_each_step_is_embedded_once(hidden_layers: int, count: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    early, late = (DenoisingMLP(5, 3, 4, generator, hidden_dims=(32,) * hidden_layers) for _ in range(2))
+    x, observations = torch.randn(9, 4, 3, generator=generator), torch.randn(9, 5, generator=generator)
+    timesteps = torch.arange(count).flip(0)
+    index = torch.randint(count, (9,), generator=generator)
+    for network in (late, TwoStageMLP(early, late, late_steps=2)):
+        parameters = [*network.parameters()]
+        values = network.at_steps(x, index, timesteps, observations), network(x, timesteps[index], observations)
+        torch.testing.assert_close(*values, rtol=1e-4, atol=1e-5)
+        found, reference = (torch.autograd.grad((v * x).sum(), parameters, materialize_grads=True) for v in values)
+        torch.testing.assert_close(found, reference, rtol=1e-3, atol=1e-4)
+    rows: list[int] = []
+    late.time_embedding[0].register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    late.at_steps(x, index, timesteps, observations)
+    assert rows == [count if count <= MOST_STEPS else 9]
 
 
 @by_case

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from benchmark.speed.measuring import OperationCounter
 from otpr import passes
 from otpr.denoisers import DenoisingMLP
-from otpr.hidden import MOST_PROJECTED, hidden_layer, output_layer
+from otpr.hidden import MOST_ENTERING, MOST_PROJECTED, hidden_layer, output_layer
 from otpr.networks import MLP, ResidualMLP, TwinQ, linear
 from otpr.precision import backward, float32_products, precision_context, product_type
 
@@ -113,6 +113,29 @@ def test_mish_and_its_slope_are_as_exact_as_pytorchs() -> None:
     assert x.grad is not None and exact.grad is not None and theirs.grad is not None
     assert (x.grad - exact.grad).abs().max() <= 3 * (theirs.grad - exact.grad).abs().max()
     assert not torch.equal(value, other)  # else the compiled pass was not what was tested
+
+
+@each_kind
+@pytest.mark.parametrize("inputs", [1, 3, 4, MOST_ENTERING, MOST_ENTERING + 1])
+@pytest.mark.parametrize("result", [torch.float32, torch.bfloat16])
+def test_narrow_first_layers(kind: str, inputs: int, result: torch.dtype) -> None:
+    layer, x = linear(inputs, 24, torch.Generator().manual_seed(0)), normal(70, inputs)
+    exact = copy.deepcopy(layer).double()
+    reference = gradients(lambda x: KINDS[kind](exact(x)), x.double(), exact.parameters())
+
+    def ours(x: Tensor) -> Tensor:
+        return hidden_layer(x, layer.weight, layer.bias, KINDS[kind], result=result)
+
+    found = gradients(ours, x, layer.parameters())
+    for one, other in zip(found, reference, strict=True):
+        assert (one - other).norm() <= (1e-6 if result == torch.float32 else 1e-2) * other.norm()
+    with torch.no_grad():
+        assert torch.equal(ours(x), found[0])
+    events = torch.profiler.profile()
+    with torch.no_grad(), events:
+        ours(x)
+    products = any(event.key == "aten::matmul" for event in events.key_averages())
+    assert products == (inputs > MOST_ENTERING)
 
 
 @each_kind
@@ -327,11 +350,22 @@ def test_a_view_and_an_empty_batch(kind: str, residual: bool) -> None:
 
 
 @each_kind
-@pytest.mark.parametrize("base", [normal(9, 24), normal(24, 9).t(), normal(24).expand(9, 24)], ids=["", "t", "rows"])
+@pytest.mark.parametrize("inputs", [6, MOST_ENTERING + 1])
+@pytest.mark.parametrize(
+    "base",
+    [normal(9, 24), normal(24, 9).t(), normal(24).expand(9, 24), normal(3, 24)],
+    ids=["", "t", "rows", "shared"],
+)
 @pytest.mark.parametrize(("precision", "error"), [("float32", 1e-5), ("bfloat16", 3e-2)])
-def test_a_base_is_added_before_the_activation(kind: str, base: Tensor, precision: str, error: float) -> None:
-    layer, x = linear(6, 24, torch.Generator().manual_seed(0)), normal(9, 6)
-    reference = gradients(lambda base: KINDS[kind](layer(x) + base), base, [*layer.parameters()])
+def test_a_base_is_added_before_the_activation(
+    kind: str, base: Tensor, inputs: int, precision: str, error: float
+) -> None:
+    layer, x = linear(inputs, 24, torch.Generator().manual_seed(0)), normal(9, inputs)
+
+    def plain_base(base: Tensor) -> Tensor:
+        return KINDS[kind](layer(x) + base.repeat_interleave(9 // len(base), 0))
+
+    reference = gradients(plain_base, base, [*layer.parameters()])
 
     def ours(base: Tensor) -> Tensor:
         return hidden_layer(x, layer.weight, layer.bias, KINDS[kind], base.to(product_type("cpu")))

@@ -24,6 +24,36 @@ def test_sums_are_of_what_is_not_rounded() -> None:
     assert torch.equal(product, sums.bfloat16()) and not torch.equal(product.float(), sums)
 
 
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("stack", [(), (3,)])
+@pytest.mark.parametrize("inputs", [1, 4, 7])
+def test_what_enters_is_a_product(kept: bool, stack: tuple[int, ...], inputs: int) -> None:
+    x, weights, slope = normal(*stack, 70, inputs), normal(*stack, inputs, 24), normal(*stack, 70, 24) + 1
+    product = torch.full((*stack, 70, 24), torch.nan)
+    first = torch.full_like(product, torch.nan) if kept else None
+    passes.run_pass(passes.through, None, first, slope, product, entrance=(x, weights))
+    torch.testing.assert_close(product, (x @ weights) * slope, rtol=1e-5, atol=1e-5)
+    assert first is None or torch.allclose(first, x @ weights, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", passes.KINDS)
+def test_without_a_matrix_for_it_a_value_is_projected_all_the_same(kind: torch.dtype) -> None:
+    z, bias, weights = normal(2, 70, 24).to(kind), normal(2, 24), normal(2, 5, 24)
+    value, found = torch.empty(2, 70, 24), [torch.zeros(2, 70, 5) for _ in range(2)]
+    for matrix, outputs in zip((value, None), found, strict=True):
+        before = z.clone()
+        passes.run_pass(passes.mish, bias, z, matrix, None, projection=(weights, outputs))
+        assert torch.equal(z, before)
+    assert torch.equal(*found)
+    torch.testing.assert_close(found[0], value @ weights.mT, rtol=1e-4, atol=1e-4)
+
+
+def test_rows_share_a_base() -> None:
+    z, base = normal(2, 70, 24), normal(2, 10, 24)
+    passes.run_pass(passes.relu, torch.zeros(2, 24), z, z, base)
+    assert torch.equal(z, (normal(2, 70, 24) + base.repeat_interleave(7, 1)).relu())
+
+
 def test_where_nothing_can_be_cached_functions_compile_all_the_same() -> None:
     names: dict[str, Any] = {}
     exec("def double(numbers):\n    numbers *= 2\n", names)  # numba has no folder for what is in no file
@@ -50,9 +80,18 @@ def test_a_pass_refuses_what_it_would_misread() -> None:
     for weights, outputs in ((torch.zeros(2, 4), torch.zeros(4, 2)), (torch.zeros(2, 3), torch.zeros(2, 4).t())):
         with pytest.raises(ValueError, match="a pass takes contiguous"):
             passes.run_pass(passes.relu, torch.zeros(3), z, z, None, projection=(weights, outputs))
-    with pytest.raises(ValueError, match=r"a pass takes contiguous torch.float32 \(4, 3\), got torch.bfloat16"):
-        z = z.bfloat16()
-        passes.run_pass(passes.relu, torch.zeros(3), z, z, None, projection=(torch.zeros(2, 3), torch.zeros(4, 2)))
+    for inputs, weights in ((torch.zeros(4, 2), torch.zeros(3, 3)), (torch.zeros(5, 2), torch.zeros(2, 3))):
+        with pytest.raises(ValueError, match="a pass takes contiguous"):
+            passes.run_pass(passes.relu, torch.zeros(3), z, z, None, entrance=(inputs, weights))
+    with pytest.raises(ValueError, match=r"\(4, 3\), got torch.float32 \(3, 3\)"):
+        passes.run_pass(passes.relu, torch.zeros(3), z, z, torch.zeros(3, 3))
+    rounded = z.bfloat16()
+    for features in (
+        {"projection": (torch.zeros(2, 3), torch.zeros(4, 2))},
+        {"entrance": (torch.zeros(4, 2), torch.zeros(2, 3))},
+    ):
+        with pytest.raises(ValueError, match=r"a pass takes contiguous torch.float32 \(4, 3\), got torch.bfloat16"):
+            passes.run_pass(passes.relu, torch.zeros(3), rounded, rounded, None, **features)
 
 
 def test_the_number_of_threads_changes_no_bit_of_stacks() -> None:
