@@ -213,16 +213,17 @@ class DiffusionPolicy(nn.Module):
             (N * C, keep + 1, H, A); the last entry is the chunk to execute.
         """
         steps = self.reverse_steps(explore)
-        draws = noise[1:].clamp(-self.sampler.noise_clip, self.sampler.noise_clip)
+        std = self.sampling_std(steps, explore).view(-1, 1, 1, 1)
+        jitter = std * noise[1:].clamp(-self.sampler.noise_clip, self.sampler.noise_clip)  # (S, N * C, H, A)
         x, total = noise[0], len(steps.timesteps)
         chain = [x] if keep == total else []
         inputs = steps.timesteps, observations, len(x) // max(len(observations), 1)
         late = self.network.along_chain(*inputs)
         first = late if early is None or keep == total else early.network.along_chain(*inputs)
-        of_steps = (*self.coefficients(steps), self.sampling_std(steps, explore), draws)
-        for i, (*coefficients, std, draw) in enumerate(zip(*(part.unbind() for part in of_steps), strict=True)):
+        of_steps = (*self.coefficients(steps), jitter)
+        for i, (*coefficients, added) in enumerate(zip(*(part.unbind() for part in of_steps), strict=True)):
             predicted = (first if i < total - keep else late)(x, i)
-            x = self.reverse_mean(x, predicted, *coefficients) + std * draw
+            x = self.reverse_mean(x, predicted, *coefficients) + added
             if i >= total - keep - 1:
                 chain.append(x)
         return torch.stack(chain, dim=1)  # (N * C, keep + 1, H, A)
