@@ -39,12 +39,13 @@ def twin_q_loss(q1: Tensor, q2: Tensor, target: Tensor) -> tuple[Tensor, Metrics
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """One optimiser step on `loss`; gradients of other leaves in its graph are not computed."""
+    """One optimiser step on `loss`; no gradients but the optimiser's parameters' are kept."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     with float32_products(loss.device.type):  # see `precision.backward`
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
+        # the fused optimiser reads a gradient as if it lay in memory like its parameter
+        parameter.grad = None if gradient is None else gradient.contiguous()
     optimizer.step()
 
 

@@ -84,7 +84,7 @@ class DenoisingMLP(nn.Module):
         """The same prediction where each chunk's step is one of few: these are embedded once, not for every chunk.
 
         With a row of the identity e_i in the place of the embedding of step i the first layer is
-        W_x x + (W_t emb') e_i + W_s s + b. No gradient by the inputs is needed then.
+        W_x x + (W_t emb') e_i + W_s s + b: no gradient by x and e_i is needed.
 
         Args:
             x: (B, H, A) noisy chunks.

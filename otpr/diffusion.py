@@ -277,10 +277,8 @@ class DiffusionPolicy(nn.Module):
 
     def denoising_losses(self, actions: Tensor, observations: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
         """Squared noise error averaged over the chunk, one value per sample, (B,)."""
-        noisy, steps = (
-            self.add_noise(actions, timesteps, noise),
-            torch.arange(self.denoising_steps, device=noise.device),
-        )
+        steps = torch.arange(self.denoising_steps, device=noise.device)
+        noisy = self.add_noise(actions, timesteps, noise)
         return per_sample_mse(self.network.at_steps(noisy, timesteps, steps, observations), noise)
 
     def bc_losses(self, actions: Tensor, observations: Tensor, generator: torch.Generator) -> Tensor:

@@ -80,7 +80,7 @@ def _through(
     ReLU's slope is whether its value is positive.
 
     Args:
-        gradient: of the activation's value, (..., m, n); with a matrix (k, n) that of its product, (..., m, k).
+        gradient: of the activation's value, (..., m, n); with a matrix (..., k, n) that of its product, (..., m, k).
         ctx: of a Function whose first three arguments are x, weight and bias.
         x, weight: in the product's type.
         slope: see `_activate`.
@@ -226,7 +226,7 @@ def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
 
 def repeat_rows(matrix: Tensor, rows: int) -> Tensor:
     """Each row of (..., m, n) as often as makes `rows` of them, those of one following each other, (..., rows, n)."""
-    count = matrix.shape[-2]
+    count = matrix.shape[-2] if matrix.dim() > 1 else rows
     shared = count not in (0, rows) and rows % count == 0
     return matrix.repeat_interleave(rows // count, -2) if shared else matrix
 

@@ -5,6 +5,8 @@ the user's machine. Threads of numba's would wake and wait beside PyTorch's: tha
 `GOMP_parallel` of the library that PyTorch computes with (GNU's, or LLVM's and Intel's under the same name) runs it on
 the team that has just finished a product. Where there is none a pass takes one thread. Every element is computed by
 itself, and every partial sum over rows that do not depend on the threads, so that their number changes no bit.
+
+All that is compiled stands in this file: by its time stamp alone numba knows whether what it kept on disk is outdated.
 """
 
 # ruff: noqa: ANN001, ANN201, ANN202 - numba infers the types of compiled functions
@@ -320,7 +322,7 @@ def run_pass(
         row: `relu` and those after it.
         bias: float32 (..., n); None for a pass that takes none.
         matrices: (..., m, n), those that the pass names. `value` may be z itself. Of a base each row may belong to some
-            that follow each other, or it is None.
+            that follow each other, or it is None. Of the others only a first and a value may be, see below.
         sums: see `partial_sums`, for a pass that names them.
         entrance: inputs (..., m, k) and weights (..., k, n), float32, whose product is the first matrix, overwritten
             where it is given, of float32, and not kept where it is None.
@@ -328,15 +330,18 @@ def run_pass(
             too, times weights'. Without a matrix for the value it is not kept.
 
     Raises:
-        ValueError: another type or shape, or not contiguous.
+        ValueError: another type or shape, not contiguous, or a matrix missing.
     """
     one, two, three = matrices
+    based = row not in (through, through_relu)
+    if two is None and not (based and projection):
+        raise ValueError(f"{row.__name__} needs a second matrix")
     (inputs, entering), (leaving, outputs) = entrance or (None, None), projection or (None, None)
     *stack, rows, columns = _product_shape(one, inputs, entering)
     ins = 0 if entering is None else entering.shape[-2]
     outs = 0 if leaving is None else leaving.shape[-2]
     held = math.prod(three.shape[-2:-1]) if three is not None else rows
-    shared = rows // held if held and rows % held == 0 else 1
+    shared = rows // held if based and rows and held and rows % held == 0 else 1
     _check(bias, (*stack, columns), FLOAT32)
     _check(sums, (*stack, -(-rows // PART_ROWS), columns), FLOAT32)
     _check(one, (*stack, rows, columns), KINDS if entrance is None else FLOAT32)
@@ -346,7 +351,7 @@ def run_pass(
     _check(entering, (*stack, ins, columns), FLOAT32)
     _check(leaving, (*stack, outs, columns), FLOAT32)
     _check(outputs, (*stack, rows, outs), FLOAT32)
-    features = two is one, sums is not None, entrance is not None, projection is not None
+    features = based and two is one, sums is not None, entrance is not None, projection is not None
     entry, parallel = _compiled(row, features, *(None if m is None else m.dtype for m in matrices)), _openmp()
     # all of PyTorch's threads or one: a smaller team would end the others, to be started again in the next product
     many = math.prod(stack) * rows * columns >= LEAST_FOR_THREADS

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from parity_cases import CASES, EXACT, FOLDER, Case
-from torch import Tensor
+from torch import Tensor, nn
 
+from otpr import hidden
 from otpr.critic import CriticSettings, ImplicitQCritic, descend, expectile_choice, expectile_loss, td_target
-from otpr.networks import polyak_update
+from otpr.networks import TwinQ, polyak_update
+from otpr.precision import PRECISIONS, backward, precision_context
 from otpr.replay import Batch
 
 by_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -50,6 +52,30 @@ def test_target_update_equals_reference(case: Case) -> None:
     polyak_update(*critic.averaged, 0.005)
     first = next(critic.target_q.Q1.parameters())
     torch.testing.assert_close(first.data, case.arrays("idql")["target_polyak_005_first_weight"], **EXACT)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_descent_is_that_of_accumulated_gradients(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where gradients come transposed, as from PyTorch's own layers, and where a parameter takes no part."""
+    monkeypatch.setattr(hidden, "_is_known", lambda *_: False)
+    generator, found = torch.Generator().manual_seed(0), []
+    observations, actions = torch.randn(9, 5, generator=generator), torch.randn(9, 2, 3, generator=generator)
+    for ours in (True, False):
+        q, spare = TwinQ(5, 6, (24, 16), False, torch.Generator().manual_seed(1)), nn.Parameter(torch.ones(2))
+        optimizer = torch.optim.AdamW([*q.parameters(), spare], lr=1e-2, weight_decay=0.0, fused=True)
+        spare.grad = torch.ones(2)
+        for _ in range(3):
+            with precision_context(precision, "cpu"):
+                loss = torch.stack([*q(observations, actions)]).square().sum()
+                if ours:
+                    descend(optimizer, loss)
+                else:
+                    optimizer.zero_grad()
+                    backward([loss])
+                    optimizer.step()
+        found.append([*q.parameters(), spare])
+    assert all(map(torch.equal, *found))
+    assert spare.tolist() == [1, 1]
 
 
 def test_update_steps_value_then_q_then_target() -> None:

@@ -74,12 +74,11 @@ def test_chains_of_networks_of_any_depth(hidden_layers: int) -> None:
 
 
 @pytest.mark.parametrize("hidden_layers", [1, 3, 5])
+@pytest.mark.parametrize("kind", ["relu", "tanh"])
 @pytest.mark.parametrize("recorded", [True, False])
-def test_chunks_that_share_an_observation(hidden_layers: int, recorded: bool) -> None:
-    generator = torch.Generator().manual_seed(0)
-    early, late = (
-        DenoisingMLP(5, 3, 4, generator, hidden_dims=(32,) * hidden_layers, cond_mlp_dims=(8, 6)) for _ in range(2)
-    )
+def test_chunks_that_share_an_observation(hidden_layers: int, kind: str, recorded: bool) -> None:
+    generator, hidden_dims = torch.Generator().manual_seed(0), (32,) * hidden_layers
+    early, late = (DenoisingMLP(5, 3, 4, generator, hidden_dims, kind, cond_mlp_dims=(8, 6)) for _ in range(2))
     x, observations = torch.randn(6, 4, 3, generator=generator), torch.randn(2, 5, generator=generator)
     timesteps = torch.tensor([5, 0])
     for network in (late, TwoStageMLP(early, late, late_steps=2)):
@@ -94,6 +93,28 @@ def test_chunks_that_share_an_observation(hidden_layers: int, recorded: bool) ->
                 torch.autograd.grad(v.square().sum(), parameters, materialize_grads=True) for v in values
             )
             torch.testing.assert_close(found, reference, rtol=1e-3, atol=1e-4)
+
+
+def test_chains_whose_chunks_share_an_observation() -> None:
+    policy, early = CASES[0].policy(), DiffusionPolicy(CASES[0].network())
+    observations = torch.randn(2, CASES[0].observation_dim, generator=torch.Generator().manual_seed(1))
+    noise = policy.draw_noise(6, torch.Generator().manual_seed(2))
+    shared, alone = (
+        policy.sample_chain(part, noise, explore=True, keep=3, early=early)
+        for part in (observations, observations.repeat_interleave(3, 0))
+    )
+    torch.testing.assert_close(shared, alone, **CHAIN)
+    assert policy.sample(observations[:0], True, torch.Generator(), 3).shape == (0, 4, CASES[0].action_dim)
+
+
+def test_losses_embed_each_step_once() -> None:
+    policy, generator = CASES[0].policy(), torch.Generator().manual_seed(0)
+    rows: list[int] = []
+    policy.network.time_embedding[0].register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    actions, observations = torch.zeros(50, 4, CASES[0].action_dim), torch.zeros(50, CASES[0].observation_dim)
+    policy.bc_losses(actions, observations, generator)
+    policy.log_probability(actions, actions, observations, torch.zeros(50, dtype=torch.long))
+    assert rows == [policy.denoising_steps, policy.sampling_steps]
 
 
 @pytest.mark.parametrize("hidden_layers", [1, 3])

@@ -378,6 +378,12 @@ def test_a_base_is_added_before_the_activation(
         assert (one - other).norm() <= error * other.norm()
     with pytest.raises(ValueError, match=r"a pass takes contiguous .* \(9, 24\), got torch.float32 \(2, 24\)"):
         hidden_layer(x, layer.weight, layer.bias, KINDS[kind], base[:2])
+    with torch.no_grad():
+        with pytest.raises(ValueError, match="a pass takes contiguous"):
+            hidden_layer(x, layer.weight, layer.bias, KINDS[kind], base[0])
+        assert hidden_layer(x[:0], layer.weight, layer.bias, KINDS[kind], base[:0]).shape == (0, 24)
+        with pytest.raises(ValueError, match="a pass takes contiguous"):
+            hidden_layer(x[:0], layer.weight, layer.bias, KINDS[kind], base)
 
 
 def test_backward_does_not_round_float32_factors() -> None:

@@ -85,6 +85,11 @@ def test_a_pass_refuses_what_it_would_misread() -> None:
             passes.run_pass(passes.relu, torch.zeros(3), z, z, None, entrance=(inputs, weights))
     with pytest.raises(ValueError, match=r"\(4, 3\), got torch.float32 \(3, 3\)"):
         passes.run_pass(passes.relu, torch.zeros(3), z, z, torch.zeros(3, 3))
+    with pytest.raises(ValueError, match=r"\(70, 24\), got torch.float32 \(1, 24\)"):  # only a base is shared
+        passes.run_pass(passes.through, None, normal(70, 24), normal(70, 24), normal(1, 24))
+    for row, third in ((passes.relu, None), (passes.through, z)):
+        with pytest.raises(ValueError, match="needs a second matrix"):
+            passes.run_pass(row, torch.zeros(3), z, None, third)
     rounded = z.bfloat16()
     for features in (
         {"projection": (torch.zeros(2, 3), torch.zeros(4, 2))},
@@ -92,6 +97,26 @@ def test_a_pass_refuses_what_it_would_misread() -> None:
     ):
         with pytest.raises(ValueError, match=r"a pass takes contiguous torch.float32 \(4, 3\), got torch.bfloat16"):
             passes.run_pass(passes.relu, torch.zeros(3), rounded, rounded, None, **features)
+
+
+def test_a_gradient_may_be_its_own_slope() -> None:
+    gradient, product = normal(4, 24), torch.empty(4, 24)
+    passes.run_pass(passes.through, None, gradient, gradient, product)
+    assert torch.equal(product, gradient**2)
+
+
+def test_the_number_of_threads_changes_no_bit_of_what_enters_shares_and_leaves() -> None:
+    x, weights, base = normal(2, 4002, 7), normal(2, 7, 96), normal(2, 2001, 96)
+    leaving, found = normal(2, 5, 96), []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        outputs = torch.zeros(2, 4002, 5)
+        exits = {"entrance": (x, weights), "projection": (leaving, outputs)}
+        passes.run_pass(passes.mish, torch.zeros(2, 96), None, None, base, **exits)
+        found.append(outputs)
+    expected = torch.nn.functional.mish(x @ weights + base.repeat_interleave(2, 1)) @ leaving.mT
+    torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-3)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
 def test_the_number_of_threads_changes_no_bit_of_stacks() -> None:
