@@ -137,7 +137,7 @@ class DenoisingMLP(nn.Module):
         """
         net, condition = self.mlp_mean, self.condition(observations)
         x_weight, t_weight, s_weight = self.first_weights(condition)
-        x_weight = x_weight.mT.contiguous().mT  # transposed in memory, as the products of every step read it
+        x_weight = x_weight.mT.contiguous().mT  # the products of every step read it transposed: once for all
         device_type = observations.device.type
         with float32_products(device_type):  # as in `forward`, where one product takes the sum
             of_steps = F.linear(self.embedding(timesteps), t_weight, net.first.bias)  # (S, hidden)
@@ -155,7 +155,7 @@ class DenoisingMLP(nn.Module):
         matrix, offset = net.output()
         inner_weight = net.block.l1.weight
         if not torch.is_grad_enabled():  # else every step's gradient would be rounded before they are added
-            inner_weight = inner_weight.to(product_type(device_type)).mT.contiguous().mT  # so too
+            inner_weight = inner_weight.to(product_type(device_type)).mT.contiguous().mT
         with float32_products(device_type):
             x_skip = net.last.weight @ x_weight  # (H*A, H*A)
             steps_skip = F.linear(of_steps, net.last.weight, offset)  # (S, H*A)

@@ -57,13 +57,10 @@ def _activate(
         value = z
     else:
         value = torch.empty(shape, dtype=kind)
-    run_pass(
-        relu if rectified else mish_and_slope if recorded else mish,
-        bias.contiguous(),
-        *(z, value, None if base is None else base.contiguous()),
-        entrance=(x.contiguous(), weight.mT.contiguous()) if enters else None,
-        projection=projection,
-    )
+    row = relu if rectified else mish_and_slope if recorded else mish
+    base = None if base is None else base.contiguous()
+    entrance = (x.contiguous(), weight.mT.contiguous()) if enters else None
+    run_pass(row, bias.contiguous(), z, value, base, entrance=entrance, projection=projection)
     return value, z if sloped else value
 
 
@@ -84,6 +81,7 @@ def _through(
         ctx: of a Function whose first three arguments are x, weight and bias.
         x, weight: in the product's type.
         slope: see `_activate`.
+        matrix: of `_HiddenOutput`.
     """
     of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
     before = torch.empty(slope.shape, dtype=x.dtype)
@@ -174,7 +172,7 @@ def hidden_layer(
     """
     known = _is_known(x, weight, bias, activation, result or torch.float32)
     if base is not None and (torch.is_grad_enabled() or not known):
-        base = repeat_rows(base, x.shape[-2])
+        base = _repeat_rows(base, x.shape[-2])
     if not known:
         z = affine(x, weight, bias)
         value = activation(z if base is None else z + base)
@@ -224,7 +222,7 @@ def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
     return function.forward(None, *arguments)
 
 
-def repeat_rows(matrix: Tensor, rows: int) -> Tensor:
+def _repeat_rows(matrix: Tensor, rows: int) -> Tensor:
     """Each row of (..., m, n) as often as makes `rows` of them, those of one following each other, (..., rows, n)."""
     count = matrix.shape[-2] if matrix.dim() > 1 else rows
     shared = count not in (0, rows) and rows % count == 0

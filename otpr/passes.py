@@ -321,8 +321,8 @@ def run_pass(
     Args:
         row: `relu` and those after it.
         bias: float32 (..., n); None for a pass that takes none.
-        matrices: (..., m, n), those that the pass names. `value` may be z itself. Of a base each row may belong to some
-            that follow each other, or it is None. Of the others only a first and a value may be, see below.
+        matrices: (..., m, n), those that the pass names. A value of `relu` or `mish` may be z itself. Rows that follow
+            each other may share one of a base, or there is none: None. First matrices and values may be None as below.
         sums: see `partial_sums`, for a pass that names them.
         entrance: inputs (..., m, k) and weights (..., k, n), float32, whose product is the first matrix, overwritten
             where it is given, of float32, and not kept where it is None.
