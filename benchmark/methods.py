@@ -101,6 +101,15 @@ def get_arm(name: str) -> Arm:
     return arm
 
 
+def setting_names(name: str) -> tuple[str, ...]:
+    """The names of a method's settings.
+
+    Raises:
+        ValueError: unknown method.
+    """
+    return tuple(item.name for item in dataclasses.fields(get_arm(name).load().Settings))
+
+
 def resolve_settings(name: str, task: Task, protocol: str, overrides: dict[str, Any]) -> Any:
     """The settings of an arm: defaults, then the published table, the embedded table, the arm's values, `overrides`.
 

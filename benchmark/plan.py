@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from benchmark.launch.lease import Lease, RunBusy, last_status
-from benchmark.methods import get_arm, uses_demonstrations
+from benchmark.methods import get_arm, setting_names, uses_demonstrations
 from benchmark.seeding import TUNING_SEED
 from benchmark.spec import RunSpec, load_spec, make_spec
 from benchmark.store import ENDED, RunPaths, read_status, run_paths, write_json
@@ -150,7 +150,7 @@ def _suite_specs(suite: Suite, overrides: dict[str, dict[str, Any]], device: str
             suite.protocol,
             suite.loop | suite.task_loop.get(task, {}),
             suite.sampler,
-            suite.settings.get(method, {}) | overrides.get(method, {}),
+            _settings_of(suite, method) | overrides.get(method, {}),
             suite.threads,
             device,
             plan_only,
@@ -161,6 +161,13 @@ def _suite_specs(suite: Suite, overrides: dict[str, dict[str, Any]], device: str
     }
     pairs = [(task, seed, method) for task in suite.tasks for seed in seeds[task] for method in suite.methods]
     return [replace(first[task, method], seed=seed) for task, seed, method in pairs]
+
+
+def _settings_of(suite: Suite, method: str) -> dict[str, Any]:
+    """What the suite changes of a method's settings: those common to all that have them, then its own."""
+    names = setting_names(method)
+    common = {name: value for name, value in suite.common_settings.items() if name in names}
+    return common | suite.settings.get(method, {})
 
 
 def plan_runs(specs: Sequence[RunSpec], out: Path) -> list[PlannedRun]:

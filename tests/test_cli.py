@@ -205,6 +205,21 @@ def test_a_suite_of_ones_own(tmp_path: Path, capsys) -> None:
     assert {(spec.method, spec.settings.get("candidates")) for spec in specs} == {("frozen", None), ("idql", 3)}
 
 
+def test_common_settings_reach_every_method_that_has_them_and_its_own_come_after(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    common = "[common_settings]\nreplay_ratio = 8\n[settings.dql]\nreplay_ratio = 2.0\n"
+    file.write_text(MINE.replace('"idql"', '"idql", "dql", "dppo"') + common)
+    suite = choose(load_suite(str(file)), ["frozen", "idql", "dql", "dppo", "otpr-u"], [], None)
+    specs = make_specs(suite, {"otpr-u": {"candidates": 3}}, "cpu", plan_only=True)
+    assert {spec.method: spec.settings.get("replay_ratio") for spec in specs} == {
+        "frozen": None,
+        "dppo": None,
+        "idql": 8.0,
+        "dql": 2.0,
+        "otpr-u": 8.0,
+    }
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -222,6 +237,8 @@ def test_a_suite_of_ones_own(tmp_path: Path, capsys) -> None:
         (MINE + '[sampler]\nkind = "heun"', ["sampler", "heun", "ddim"]),
         (MINE + "[settings]\nidql = 3", ["settings.idql", "dict", "3"]),
         (MINE + "[settings.iddql]", ["iddql", "idql"]),
+        (MINE + "[common_settings]\nreply_ratio = 3.0", ["reply_ratio", "none of", "frozen, idql"]),
+        (MINE + '[common_settings]\nreplay_ratio = "3"', ["replay_ratio", "float", "'3'"]),
         (MINE + "[settings.idql]\ncritic_hidden_dims = [64.5]", ["critic_hidden_dims", "int", "64.5"]),
         (MINE + '[task_seeds]\nhoper-local = "0-4"', ["'hoper-local'", "not one of its tasks: toy"]),
         (MINE + "[task_loop]\nhoper-local = { iterations = 2 }", ["'hoper-local'", "not one of its tasks: toy"]),

@@ -12,7 +12,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-from benchmark.methods import adjust, conform, get_arm
+from benchmark.methods import adjust, conform, get_arm, setting_names
 
 FOLDER = Path(__file__).parent
 
@@ -33,6 +33,7 @@ class Suite:
     loop: dict[str, Any] = field(default_factory=dict)  # what differs from the task's loop sizes
     task_loop: dict[str, dict[str, Any]] = field(default_factory=dict)  # per task, what differs further
     sampler: dict[str, Any] = field(default_factory=dict)  # what differs from the default sampler
+    common_settings: dict[str, Any] = field(default_factory=dict)  # of every method that has a setting of this name
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)  # per method, what differs from its tables
     experiment: str = ""  # module whose run(out, progress) -> bool is called instead; then no tasks, no methods
     parts: tuple[str, ...] = ()  # suites that are run together instead
@@ -75,6 +76,9 @@ def _check(suite: Suite, owner: str) -> None:
             if task not in suite.tasks:
                 raise ValueError(f"{owner} says something for {task!r}, not one of its tasks: {', '.join(suite.tasks)}")
             conform(f"{owner}: {key}.{task}", value, example)
+    for name in suite.common_settings:
+        if not any(name in setting_names(method) for method in suite.methods):
+            raise ValueError(f"{owner}: common_settings.{name} is a setting of none of: {', '.join(suite.methods)}")
     for method, value in suite.settings.items():
         get_arm(method)
         conform(f"{owner}: settings.{method}", value, suite.loop)
