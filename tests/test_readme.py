@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+DOCUMENTED = ("otpr", "baselines", "benchmark", "results")  # folders with documents
 TEXT = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"^python (-m .*)$", "\n".join(re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)), re.MULTILINE)
 # what takes minutes, or needs a file or the network, is run in a short form of itself
@@ -47,9 +48,15 @@ def test_readme_command_works(command: str, tmp_path: Path, cache: Path) -> None
     assert done.returncode == 0, done.stderr
 
 
+def test_links_of_every_document_lead_somewhere() -> None:
+    documents = [path for folder in DOCUMENTED for path in (ROOT / folder).rglob("*.md")] + [ROOT / "README.md"]
+    links = [(path, link) for path in documents for link in re.findall(r"\]\(([^)#\s]+)\)", path.read_text())]
+    assert len(documents) >= 10 and len(links) >= 30
+    lost = [(path, link) for path, link in links if not link.startswith("http") and not (path.parent / link).exists()]
+    assert not lost
+
+
 def test_readme_names_what_there_is() -> None:
     assert len(COMMANDS) >= 12
-    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
-        assert target.startswith("http") or (ROOT / target).exists(), target
     for rule in ("quick:", "test:"):
         assert rule in (ROOT / "Makefile").read_text()
