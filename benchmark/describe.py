@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmark.data.access import data_present, missing_data_message
+from benchmark.envs import why_not_here
 from benchmark.estimate import run_hours
 from benchmark.launch.slurm import Array, SlurmOptions, batch_text, too_short
 from benchmark.plan import PlannedRun, startable, tasks_of
@@ -38,11 +39,14 @@ def describe_data(runs: list[PlannedRun]) -> str:
     """What each task starts from, and what is missing."""
     lines, missing = [], []
     for name in tasks_of(runs):
-        if all(startable(run.spec) for run in runs if run.spec.task == name):
+        lack = why_not_here(get_task(name).environment)
+        if lack:
+            state = lack
+        elif all(startable(run.spec) for run in runs if run.spec.task == name):
             state = f"policy {policy_path(get_task(name))}"
         elif data_present(name):
             made = "expert pairs are chosen" if policy_path(get_task(name)).exists() else "policy is trained"
-            state = f"its {made} first, on the data that is there"
+            state = f"its {made} first, from the data that is there"
         else:
             state = "no data, no policy" if not policy_path(get_task(name)).exists() else "no data, no expert pairs"
             missing.append(name)

@@ -19,7 +19,7 @@ from baselines import frozen
 from benchmark.envs import VectorEnv
 from benchmark.evaluation import Diverged, environment_actions, evaluate
 from benchmark.methods import get_arm
-from benchmark.policies import Normalizer, load_pretrained
+from benchmark.policies import Normalizer, Pretrained, load_pretrained
 from benchmark.policies.demonstrations import load_demonstrations
 from benchmark.seeding import Streams
 from benchmark.spec import RunSpec
@@ -132,12 +132,7 @@ class Trainer:
 
     def __init__(self, spec: RunSpec) -> None:
         self.spec, self.task = spec, get_task(spec.task)
-        pretrained = load_pretrained(self.task, spec.sampler)
-        if pretrained.digest != spec.policy_digest:
-            raise ValueError(
-                f"the pre-trained policy of {spec.task} has digest {pretrained.digest[:12]}, "
-                f"the run was specified with {spec.policy_digest[:12]}"
-            )
+        pretrained = pretrained_of(spec)
         loop, task = spec.loop, self.task
         self.normalizer, self.streams = pretrained.normalizer, Streams(spec.base_seed, spec.task, spec.seed)
         env = task.make_env(loop.n_envs, spec.threads, pretrained.arguments)
@@ -221,6 +216,10 @@ class Trainer:
 
     def _record_evaluation(self, method: Method) -> None:
         at = {"iteration": self.iteration, "env_steps": self.env_steps}
+        if self.curve and not self.learns:  # the same policy on the same episodes as in row 0
+            self.curve.append(self.curve[0] | at)
+            self.rule_rows += [row | at for row in self.rule_rows if row["iteration"] == 0]
+            return
         row = self.play(lambda observations, generator: method.act(observations, False, generator))
         self.curve.append(row | at | {"gradient_steps": self.method.gradient_steps})
         if self.spec.loop.evaluate_rules:
@@ -283,6 +282,21 @@ class Trainer:
         """Release the environments."""
         self.collector.env.close()
         self.evaluation_env.close()
+
+
+def pretrained_of(spec: RunSpec) -> Pretrained:
+    """The pre-trained policy that the spec names.
+
+    Raises:
+        ValueError: an unknown task, or what is installed is damaged or not what the run was specified with.
+    """
+    held = load_pretrained(get_task(spec.task), spec.sampler)
+    if held.digest != spec.policy_digest:
+        raise ValueError(
+            f"the pre-trained policy of {spec.task} has digest {held.digest[:12]}, "
+            f"the run was specified with {spec.policy_digest[:12]}"
+        )
+    return held
 
 
 def demonstrations_of(spec: RunSpec) -> Demonstrations | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.metadata
+import math
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -163,7 +164,7 @@ def conform(label: str, value: Any, default: Any) -> Any:
     """`value` as the type of `default`: an int may stand for a float, a list for a tuple of the same kind of items.
 
     Raises:
-        ValueError: another type.
+        ValueError: another type, or a number that is not finite.
     """
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -171,4 +172,6 @@ def conform(label: str, value: Any, default: Any) -> Any:
         return tuple(conform(f"an item of {label}", item, default[0]) if default else item for item in value)
     if type(value) is not type(default):
         raise ValueError(f"{label} must be of type {type(default).__name__}, got {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{label} must be finite, got {value}")
     return value

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from benchmark.finetune import demonstrations_of, pretrained_of
 from benchmark.launch.lease import Lease, RunBusy, last_status
 from benchmark.methods import get_arm, setting_names, uses_demonstrations
 from benchmark.seeding import TUNING_SEED
@@ -168,6 +169,16 @@ def _settings_of(suite: Suite, method: str) -> dict[str, Any]:
     names = setting_names(method)
     common = {name: value for name, value in suite.common_settings.items() if name in names}
     return common | suite.settings.get(method, {})
+
+
+def check_start(spec: RunSpec) -> None:
+    """Look whether a specification from elsewhere has here what it starts from.
+
+    Raises:
+        ValueError: an unknown task, or a policy or expert pairs that are missing, damaged or others.
+    """
+    pretrained_of(spec)
+    demonstrations_of(spec)
 
 
 def plan_runs(specs: Sequence[RunSpec], out: Path) -> list[PlannedRun]:

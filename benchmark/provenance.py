@@ -86,7 +86,10 @@ def cpu_model() -> str:
 
 
 def git_state(folder: Path) -> dict[str, str | None]:
-    """Commit and, where files but results/ differ from it, the SHA-256 of the difference; None outside a checkout."""
+    """Commit and, where the checkout differs from it, the SHA-256 of the difference; None outside a checkout.
+
+    What lies in results/ does not count; modules of the packages do, also before they are added.
+    """
 
     def git(*arguments: str) -> bytes | None:
         try:
@@ -95,7 +98,12 @@ def git_state(folder: Path) -> dict[str, str | None]:
             return None
         return result.stdout
 
-    commit, difference = git("rev-parse", "HEAD"), git("diff", "HEAD", "--", ":(top)", ":(top,exclude)results")
+    commit, difference = git("rev-parse", "HEAD"), git("diff", "HEAD", "--", ":(top)", ":(top,exclude)results") or b""
+    modules = (f":(top,glob){package}/**/*.py" for package in ("otpr", "baselines", "benchmark"))
+    listed = git("ls-files", "--others", "--exclude-standard", "--full-name", "-z", "--", *modules) or b""
+    top = Path((git("rev-parse", "--show-toplevel") or b"").decode().strip())
+    for name in filter(None, listed.decode().split("\0")):
+        difference += name.encode() + (top / name).read_bytes()
     return {
         "commit": commit.decode().strip() if commit else None,
         "dirty": hashlib.sha256(difference).hexdigest() if difference else None,

@@ -23,12 +23,14 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from benchmark.data.access import data_present, missing_data_message
+from benchmark.data.access import data_present
 from benchmark.describe import describe, describe_data, describe_jobs
+from benchmark.envs import why_not_here
 from benchmark.launch.launcher import Launch, choose_launcher
 from benchmark.launch.slurm import SlurmOptions
 from benchmark.plan import (
     PlannedRun,
+    check_start,
     choose,
     make_specs,
     parse_overrides,
@@ -129,7 +131,7 @@ def carry_out(arguments: Arguments, launch: Launch, runs: list[PlannedRun], out:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if waiting:
-        print(f"{len(waiting)} runs wait for data.\n{missing_data_message(tasks_of(waiting))}", file=sys.stderr)
+        print(f"{len(waiting)} runs wait:\n{describe_data(waiting)}", file=sys.stderr)
     if arguments.slurm.detach and select_pending(runs, arguments.retry_failed):
         print(f"see python -m benchmark.status --out {out}; the same command without --detach follows the jobs")
         return 1
@@ -148,23 +150,30 @@ def make_ready(
 ) -> tuple[list[PlannedRun], list[PlannedRun]]:
     """Train the policies, and choose the expert pairs, that are missing where there is data for them.
 
+    A task whose data is damaged is named; its runs wait, and so do those of a simulator that is not installed.
+
     Returns:
-        The runs that can be started, and those that wait for data.
+        The runs that can be started, and those that wait.
 
     Raises:
-        ValueError: damaged data.
         OSError: a policy cannot be written.
     """
     incomplete = tasks_of([run for run in runs if not startable(run.spec)])
-    trainable = [name for name in incomplete if data_present(name)]
+    absent = {name for name in tasks_of(runs) if why_not_here(get_task(name).environment)}
+    trainable = [name for name in incomplete if data_present(name) and name not in absent]
     for name in trainable:
         there = policy_path(get_task(name)).exists()
         print(f"{name}: {'choosing its expert pairs' if there else 'training its policy'}", flush=True)
-        ensure_policy(get_task(name), lambda step, loss: print(f"  step {step}  loss {loss:.4f}", flush=True))
+        try:
+            ensure_policy(get_task(name), lambda step, loss: print(f"  step {step}  loss {loss:.4f}", flush=True))
+        except ValueError as error:
+            print(f"{name}: {error}", file=sys.stderr)
     if trainable:
         runs, _ = plan(arguments, launcher)
-    ready = [run for run in runs if startable(run.spec)]
-    return ready, [run for run in runs if not startable(run.spec)]
+    ready, waiting = [], []
+    for run in runs:
+        (ready if startable(run.spec) and run.spec.task not in absent else waiting).append(run)
+    return ready, waiting
 
 
 def experiment_suite(arguments: Arguments) -> Suite | None:
@@ -221,15 +230,22 @@ def plan(arguments: Arguments, launcher: str) -> tuple[list[PlannedRun], Path]:
         for name in ("methods", "tasks", "seeds", "set", "device", "precision"):
             if getattr(arguments, name) != getattr(Arguments, name):
                 raise ValueError(f"--from-spec repeats a run as it is, and takes no --{name}")
-        return plan_runs([load_spec(arguments.from_spec)], arguments.out), arguments.out
-    gpus = arguments.slurm.gpus if arguments.slurm.gpus is not None else int(arguments.device == "cuda")
-    device = resolve_device(arguments.device, gpus if launcher == "slurm" else None)
+        spec = load_spec(arguments.from_spec)
+        resolve_device(spec.device, job_gpus(arguments, spec.device) if launcher == "slurm" else None)
+        check_start(spec)
+        return plan_runs([spec], arguments.out), arguments.out
+    device = resolve_device(arguments.device, job_gpus(arguments, arguments.device) if launcher == "slurm" else None)
     overrides = parse_overrides(arguments.set)
     suite = load_suite(arguments.suite or "")
     suites = choose(suite, arguments.methods, arguments.tasks, arguments.seeds)
     out = arguments.out or Path("results") / suite.name
     specs = make_specs(suites, overrides, device, plan_only=True, precision=arguments.precision)
     return plan_runs(specs, out), out
+
+
+def job_gpus(arguments: Arguments, device: str) -> int:
+    """GPUs that a SLURM job would have."""
+    return arguments.slurm.gpus if arguments.slurm.gpus is not None else int(device == "cuda")
 
 
 def finish(runs: list[PlannedRun], out: Path) -> int:

@@ -13,6 +13,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,16 @@ class Arguments:
     """Print a JSON list instead of a table."""
 
 
+def watch(runs: Sequence[RunPaths], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Show the runs, of which `rows` is the state, until every one has ended or Ctrl-C; returns their last state."""
+    with Live(overview(rows), refresh_per_second=1) as live, suppress(KeyboardInterrupt):
+        while any(row["state"] in ("running", "queued") and not row.get("silent") for row in rows):
+            time.sleep(WATCH_SECONDS)
+            rows = [status_row(paths) for paths in runs]
+            live.update(overview(rows))
+    return rows
+
+
 def main(arguments: Arguments) -> int:
     """Print the status; returns the exit status."""
     runs = find_runs(arguments.out)
@@ -206,11 +217,7 @@ def main(arguments: Arguments) -> int:
         return 2
     rows = [status_row(paths) for paths in runs]
     if arguments.watch:
-        with Live(overview(rows), refresh_per_second=1) as live:
-            while any(row["state"] in ("running", "queued") and not row.get("silent") for row in rows):
-                time.sleep(WATCH_SECONDS)
-                rows = [status_row(paths) for paths in runs]
-                live.update(overview(rows))
+        rows = watch(runs, rows)
     elif arguments.json:
         print(json.dumps(rows, indent=2))
     else:

@@ -7,15 +7,18 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
+from conftest import toy_spec
 
 from benchmark import run, status
+from benchmark.data.registry import dataset_path
 from benchmark.methods import ARMS, resolve_settings
 from benchmark.plan import choose, make_specs
 from benchmark.policies import policy_path
-from benchmark.store import write_json
+from benchmark.store import read_status, write_json
 from benchmark.suites import load_suite, parse_seeds, suite_names
 from benchmark.tasks import TASKS, get_task
 
@@ -54,6 +57,7 @@ def test_bad_arguments_are_one_line_and_exit_2(fields: dict, words: list[str], t
         ("dppo.clip=1", ["clip", "clip_coef"]),
         ("dppo.discount=2", ["discount", "[0, 1]", "2"]),
         ("dppo.discount=fast", ["discount", "fast"]),
+        ("dppo.clip_rate=Infinity", ["clip_rate", "finite", "inf"]),
         ("dppo.ft_denoising_steps=30", ["ft_denoising_steps", "30"]),
         ("dppo.critic_hidden_dims=[0]", ["critic_hidden_dims", "0"]),
         ('idql.critic_hidden_dims=["a"]', ["critic_hidden_dims", "int", "'a'"]),
@@ -146,6 +150,56 @@ def test_from_spec_repeats_a_run(tmp_path: Path) -> None:
     drop = first[0].split(",").index("wall_seconds")
     strip = [[[v for i, v in enumerate(row.split(",")) if i != drop] for row in rows] for rows in (first, second)]
     assert strip[0] == strip[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"task": "ant"}, ["'ant'", "toy"]),
+        ({"policy_digest": "0" * 64}, ["pre-trained policy of toy", "000000000000"]),
+        ({"device": "cuda"}, ["cuda", "cpu"]),
+        ({"method": "ppo"}, ["'ppo'", "dppo"]),
+    ],
+)
+def test_a_spec_that_cannot_run_here_is_one_line_and_exit_2(
+    changes: dict, words: list[str], tmp_path: Path, capsys
+) -> None:
+    write_json(tmp_path / "spec.json", replace(toy_spec("frozen"), **changes).as_dict())
+    for dry_run in (True, False):
+        arguments = run.Arguments(from_spec=tmp_path / "spec.json", out=tmp_path / "out", dry_run=dry_run)
+        assert run.main(arguments) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1
+        assert all(word in error for word in words), error
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_data_of_a_task_leaves_the_others_running(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("OTPR_BENCH_CACHE", str(tmp_path / "cache"))
+    place = dataset_path("hopper-medium-v2")
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"no data")
+    file = tmp_path / "mine.toml"
+    file.write_text('tasks = ["hopper-medium-v2", "hopper-local"]\nmethods = ["frozen"]\n[loop]\neval_episodes = 1\n')
+    assert call(tmp_path / "out", suite=str(file)) == 1
+    error = capsys.readouterr().err
+    assert f"hopper-medium-v2: {place}" in error and "1 runs wait" in error
+    runs = [(paths.root.parts[-3], read_status(paths)["state"]) for paths in status.find_runs(tmp_path / "out")]
+    assert runs == [("hopper-local", "done")]
+
+
+def test_a_simulator_that_is_not_installed_leaves_the_other_tasks_running(tmp_path: Path, capsys, monkeypatch) -> None:
+    def no_version(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr("importlib.metadata.version", no_version)
+    file = tmp_path / "mine.toml"
+    file.write_text('protocol = "embedded"\ntasks = ["lift-local", "toy"]\nmethods = ["frozen"]\n')
+    assert call(tmp_path / "out", suite=str(file), dry_run=True) == 0
+    assert "lift-local            robosuite tasks need robosuite 1.4.1: pip" in capsys.readouterr().out
+    assert call(tmp_path / "out", suite=str(file)) == 1
+    assert "1 runs wait" in (error := capsys.readouterr().err) and "pip install" in error
+    assert [paths.root.parts[-3] for paths in status.find_runs(tmp_path / "out")] == ["toy"]
 
 
 @pytest.mark.parametrize("name", suite_names())

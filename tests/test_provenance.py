@@ -25,7 +25,19 @@ def test_only_code_that_differs_from_the_commit_is_a_change(tmp_path: Path) -> N
     dirty = git_state(code.parent)
     assert dirty["commit"] == clean["commit"] and len(dirty["dirty"] or "") == 64
     code.write_text("edited otherwise")
-    assert git_state(code.parent)["dirty"] != dirty["dirty"]
+    edited = git_state(code.parent)["dirty"]
+    assert edited != dirty["dirty"]
+
+    code.write_text("committed")
+    method = code.parent / "methods" / "mine.py"
+    method.parent.mkdir()
+    found = [edited]
+    for text in ("a method that was not added yet", "another"):
+        method.write_text(text)
+        found.append(git_state(code.parent)["dirty"])
+    assert None not in found and len(set(found)) == 3
+    method.rename(tmp_path / "notes.py")
+    assert git_state(code.parent) == clean
 
 
 def test_outside_a_checkout_nothing_is_known(tmp_path: Path) -> None:

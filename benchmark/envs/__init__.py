@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +14,26 @@ KITCHEN = ("kitchen-microwave-kettle-light-slider", "kitchen-microwave-kettle-bo
 ROBOSUITE = ("lift", "can", "square", "transport")
 NAMES = (*LOCOMOTION, *KITCHEN, *ROBOSUITE, "toy")
 
-__all__ = ["NAMES", "ChunkStep", "VectorEnv", "make_env"]
+ROBOSUITE_VERSION = "1.4.1"  # of the datasets and of all published numbers
+ROBOSUITE_ADVICE = f"robosuite tasks need robosuite {ROBOSUITE_VERSION}: pip install 'otpr-bench[robosuite]'"
+
+__all__ = ["NAMES", "ChunkStep", "VectorEnv", "make_env", "why_not_here"]
+
+
+def why_not_here(name: str) -> str:
+    """What has to be installed for `make_env` to know the environment; '' where it is there."""
+    if name in ROBOSUITE:
+        try:
+            found = importlib.metadata.version("robosuite")
+        except importlib.metadata.PackageNotFoundError:
+            return ROBOSUITE_ADVICE
+        return "" if found == ROBOSUITE_VERSION else f"{ROBOSUITE_ADVICE} (found {found})"
+    if ":" in name:
+        try:
+            _load_class(name)
+        except ValueError as error:
+            return str(error)
+    return ""
 
 
 def make_env(

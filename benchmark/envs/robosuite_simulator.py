@@ -30,9 +30,9 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmark.envs import ROBOSUITE_ADVICE, ROBOSUITE_VERSION
 from benchmark.envs.drawing import make_renderer
 
-VERSION = "1.4.1"
 INTEGRATION = int(mujoco.mjtState.mjSTATE_INTEGRATION)
 # Of a controller, in the order of a saved row; all but the first two are its readings of the simulation.
 _CONTROLLER_ARRAYS = ("goal_ori", "initial_joint", "ee_pos", "ee_ori_mat", "ee_pos_vel", "ee_ori_vel", "joint_pos",
@@ -46,7 +46,6 @@ def load_robosuite() -> ModuleType:
     Raises:
         ValueError: it is not installed, is another version, or cannot be imported.
     """
-    advice = f"robosuite tasks need robosuite {VERSION}: pip install 'otpr-bench[robosuite]'"
     logger, graphics = logging.getLogger("robosuite_logs"), os.environ.get("MUJOCO_GL")
     if sys.platform.startswith("linux") and ctypes.util.find_library("EGL") is None:
         os.environ.setdefault("MUJOCO_GL", "glx")  # robosuite would import EGL, though nothing here draws with it
@@ -55,14 +54,15 @@ def load_robosuite() -> ModuleType:
         import robosuite
     except (ImportError, AttributeError, RuntimeError) as error:  # the last two from robosuite's graphics libraries
         missing = isinstance(error, ModuleNotFoundError) and error.name == "robosuite"
-        raise ValueError(advice if missing else f"robosuite cannot be imported: {_one_line(error)}") from error
+        why = ROBOSUITE_ADVICE if missing else f"robosuite cannot be imported: {_one_line(error)}"
+        raise ValueError(why) from error
     finally:
         logger.removeFilter(_is_not_about_macros)
         os.environ.pop("MUJOCO_GL", None)  # which robosuite sets, too late for a MuJoCo that was imported before it
         if graphics is not None:
             os.environ["MUJOCO_GL"] = graphics
-    if robosuite.__version__ != VERSION:
-        raise ValueError(f"{advice} (found {robosuite.__version__})")
+    if robosuite.__version__ != ROBOSUITE_VERSION:
+        raise ValueError(f"{ROBOSUITE_ADVICE} (found {robosuite.__version__})")
     return robosuite
 
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from benchmark.envs.robosuite_simulator import VERSION, accepted_arguments
+from benchmark.envs import ROBOSUITE_VERSION
+from benchmark.envs.robosuite_simulator import accepted_arguments
 
 _ARM_KEYS = ("eef_pos", "eef_quat", "gripper_qpos")
 _FORCED = {
@@ -94,7 +95,7 @@ def default_arguments(task: str) -> dict[str, Any]:
     }
     if definition.arms == 2:
         env_kwargs["env_configuration"] = "single-arm-opposed"
-    return {"env_name": definition.env_name, "env_version": VERSION, "type": 1, "env_kwargs": env_kwargs}
+    return {"env_name": definition.env_name, "env_version": ROBOSUITE_VERSION, "type": 1, "env_kwargs": env_kwargs}
 
 
 def constructor_arguments(task: str, arguments: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -111,11 +112,11 @@ def constructor_arguments(task: str, arguments: Mapping[str, Any] | None = None)
     env_kwargs = arguments.get("env_kwargs") if isinstance(arguments, Mapping) else None
     if not isinstance(env_kwargs, Mapping):
         raise ValueError(f"arguments of task {task!r} must be a mapping with a mapping env_kwargs, got {arguments!r}")
-    required = (("env_name", definition.env_name), ("env_version", VERSION), ("type", 1))
+    required = (("env_name", definition.env_name), ("env_version", ROBOSUITE_VERSION), ("type", 1))
     _check_values(f"arguments of task {task!r}", arguments, required)
     unknown = sorted(set(env_kwargs) - accepted_arguments(definition.env_name))
     if unknown:
-        raise ValueError(f"{definition.env_name} of robosuite {VERSION} has no argument {', '.join(unknown)}")
+        raise ValueError(f"{definition.env_name} of robosuite {ROBOSUITE_VERSION} has no argument {', '.join(unknown)}")
     _check_values(f"env_kwargs of task {task!r}", {"control_freq": 20} | dict(env_kwargs), (("control_freq", 20),))
     controllers = env_kwargs.get("controller_configs")
     for controller in controllers if isinstance(controllers, list) else [controllers]:

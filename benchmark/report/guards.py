@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from benchmark.report.cells import Summary, TaskSummary
 from benchmark.report.compare import FROZEN
@@ -13,6 +13,7 @@ from benchmark.report.sections import family
 from benchmark.report.statistics import MINIMUM_RUNS
 
 _LISTED = 6
+T = TypeVar("T")
 
 
 def _listed(values: Iterable[str]) -> str:
@@ -31,9 +32,9 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
 
 
-def _differing(runs: Sequence[Run], read: Callable[[Run], Any]) -> list[str]:
-    """The distinct values, where there is more than one; runs without one have no say."""
-    values = {_shown(value)[:60] for run in runs if (value := read(run)) is not None}
+def _differing(items: Iterable[T], read: Callable[[T], Any]) -> list[str]:
+    """The distinct values, where there is more than one; items without one have no say."""
+    values = {_shown(value)[:60] for item in items if (value := read(item)) is not None}
     return sorted(values) if len(values) > 1 else []
 
 
@@ -97,31 +98,31 @@ def _starts(task: TaskSummary, runs: Sequence[Run]) -> list[str]:
     ]
 
 
-def _commits(run: Run) -> set[str]:
-    """The commit of a run and those of its attempts: a run may be resumed by other code."""
+def _attempts(run: Run) -> list[Mapping[str, Any]]:
+    """Where a run was begun and what went on with it, which may be other code on another machine."""
     attempts = run.provenance.get("attempts")
-    places = [run.provenance, *(attempts if isinstance(attempts, list) else [])]
-    return {commit for place in places if isinstance(commit := _nested(place, "git", "commit"), str)}
+    later = attempts if isinstance(attempts, list) else []
+    return [run.provenance, *({**run.provenance, **attempt} for attempt in later if isinstance(attempt, dict))]
 
 
 def _code(runs: Sequence[Run]) -> list[str]:
     """Commits, uncommitted changes, package versions and machines of the runs of the results directory."""
     known = [run for run in runs if run.provenance]
+    places = [place for run in known for place in _attempts(run)]
     notes = []
-    commits = {commit for run in known for commit in _commits(run)}
+    commits = {commit for place in places if isinstance(commit := _nested(place, "git", "commit"), str)}
     if len(commits) > 1:
         notes.append(f"The runs were made at {len(commits)} commits ({_listed(commit[:9] for commit in commits)}).")
-    dirty = sum(bool(_nested(run.provenance, "git", "dirty")) for run in known)
+    dirty = sum(any(_nested(place, "git", "dirty") for place in _attempts(run)) for run in known)
     if dirty:
         notes.append(f"{dirty} of {len(known)} runs were made with uncommitted changes.")
-    packages = {name for run in known for name in (_nested(run.provenance, "packages") or ())
-                if isinstance(name, str)}  # fmt: skip
+    packages = {name for place in places for name in (_nested(place, "packages") or ()) if isinstance(name, str)}
     for name in sorted(packages):
-        versions = _differing(known, lambda run, name=name: _nested(run.provenance, "packages", name))
+        versions = _differing(places, lambda place, name=name: _nested(place, "packages", name))
         if versions:
             notes.append(f"The runs used different versions of {name} ({_listed(versions)}).")
     for what, key in (("processors", "cpu"), ("GPUs", "gpu"), ("Python versions", "python")):
-        values = _differing(known, lambda run, key=key: run.provenance.get(key))
+        values = _differing(places, lambda place, key=key: place.get(key))
         if values:
             timing = "" if key == "python" else ": wall-clock times do not compare"
             notes.append(f"The runs used different {what} ({_listed(values)}){timing}.")
