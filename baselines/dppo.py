@@ -256,7 +256,7 @@ class DPPO:
         for name in STATEFUL:
             getattr(self, name).load_state_dict(state[name])
         self.gradient_steps, self.iteration = state["gradient_steps"], state["iteration"]
-        self.first = state["first"]
+        self.first = state["first"].to(self.generator.device)
         self.generator.set_state(state["generator"].cpu())
 
 

@@ -1,7 +1,8 @@
 """Evaluate a checkpoint alone: the policy of a run, or the one that a task starts from.
 
-    python -m benchmark.evaluate --run results/quick/hopper-local/otpr/seed-0
+    python -m benchmark.evaluate --run runs/quick/hopper-local/otpr/seed-0
     python -m benchmark.evaluate --task hopper-local --episodes 50 --video hopper.mp4
+    python -m benchmark.evaluate --task hopper-local --ddim-steps 5
 
 With the run's own number of episodes and seed, the figures are those of the evaluation at its checkpoint.
 Exit status 0: done; 2: bad input, or an action that is not finite.
@@ -43,6 +44,8 @@ class Arguments:
     """Whole episodes (default: as many as the run's, or the task's, evaluations have)."""
     seed: int | None = None
     """Draws other episodes (default: the run's seed; 0 for a task)."""
+    ddim_steps: int | None = None
+    """Of a task: so many DDIM steps, 5 in the suites on embedded data (default: all steps of the chain)."""
     rule: str = OWN_RULE
     """How to act: the method's own way, or another that it has (actor, best_q)."""
     video: Path | None = None
@@ -86,23 +89,28 @@ def check(arguments: Arguments) -> RunSpec:
         if value is not None and value < least:
             raise ValueError(f"--{name} must be at least {least}, got {value}")
     if arguments.run is None:
-        spec = pretrained_spec(arguments.task or "", arguments.threads)
+        spec = pretrained_spec(arguments.task or "", arguments.threads, arguments.ddim_steps)
+    elif arguments.ddim_steps is not None:
+        raise ValueError(f"--ddim-steps {arguments.ddim_steps} is an option of --task; a run has its own sampler")
     else:
         paths = RunPaths(arguments.run)
         spec = load_spec(paths.spec)
         if not paths.has_checkpoint:
-            raise ValueError(f"{paths.root} has no checkpoint.pt; run it first")
+            again = f"python -m benchmark.run --from-spec {paths.spec} --out DIR"
+            raise ValueError(f"{paths.root} has no checkpoint.pt (results/ has none); make it again: {again}")
         resolve_device(spec.device)
     return replace(spec, loop=replace(spec.loop, eval_episodes=arguments.episodes or spec.loop.eval_episodes))
 
 
-def pretrained_spec(task_name: str, threads: int) -> RunSpec:
+def pretrained_spec(task_name: str, threads: int, ddim_steps: int | None) -> RunSpec:
     """A run without training, so that a task's policy is evaluated as row 0 of every run is.
 
     Raises:
-        ValueError: unknown task, or no usable policy.
+        ValueError: unknown task, no usable policy, or more steps than the chain has.
     """
     task, sampler = get_task(task_name), SamplerSettings()
+    if ddim_steps is not None:
+        sampler = replace(sampler, kind="ddim", ddim_steps=ddim_steps)
     pretrained = load_pretrained(task, sampler)
     protocol, loop = next(iter(task.loops.items()))
     return RunSpec(
@@ -140,7 +148,9 @@ def evaluate_checkpoint(trainer: Trainer, arguments: Arguments) -> None:
     if arguments.run:
         print(f"{arguments.run}: {spec.method} on {spec.task} after {trainer.env_steps:,} steps, rule {arguments.rule}")
     else:
-        print(f"{spec.task}: the policy that it starts from, all {spec.sampler.denoising_steps} steps of its chain")
+        sampler = spec.sampler
+        chain = f"{sampler.ddim_steps} DDIM steps" if sampler.kind == "ddim" else f"all {sampler.denoising_steps} steps"
+        print(f"{spec.task}: the policy that it starts from, {chain} of its chain")
     print(describe(row))
 
 

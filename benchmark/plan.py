@@ -52,7 +52,7 @@ def parse_overrides(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def resolve_device(name: str, job_gpus: int | None = None) -> str:
-    """``auto`` to ``cuda`` where there is one.
+    """``auto`` to ``cuda`` in jobs with GPUs and to ``cpu`` elsewhere, so that a suite is the same on every machine.
 
     Args:
         job_gpus: GPUs of the jobs that the runs are put into; None where they run on this machine.
@@ -62,12 +62,11 @@ def resolve_device(name: str, job_gpus: int | None = None) -> str:
     """
     if name not in ("auto", "cpu", "cuda"):
         raise ValueError(f"unknown device {name!r}; valid: auto, cpu, cuda")
-    if job_gpus is not None and (job_gpus > 0 or name != "cuda"):
-        return "cuda" if job_gpus and name != "cpu" else "cpu"
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
+    if name == "auto":
+        return "cuda" if job_gpus else "cpu"
+    if name == "cuda" and not job_gpus and not torch.cuda.is_available():
         raise ValueError("device 'cuda' asked for, but PyTorch sees no GPU; valid here: auto, cpu")
-    return "cuda" if available and name != "cpu" else "cpu"
+    return name
 
 
 def choose(suite: Suite, methods: Sequence[str], tasks: Sequence[str], seeds: str | None) -> list[Suite]:

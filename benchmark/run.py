@@ -69,7 +69,7 @@ class Arguments:
     max_parallel: int | None = None
     """Runs at once (default: local, what cores, memory and GPUs hold; slurm, no limit)."""
     device: str = "auto"
-    """auto, cpu or cuda."""
+    """cpu, cuda, or auto: cuda in SLURM jobs with GPUs, else cpu."""
     precision: str | None = None
     """float32 or bfloat16, of matrix products (default: the suite's, float32 in all that come with this package)."""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -135,8 +135,8 @@ def carry_out(arguments: Arguments, launch: Launch, runs: list[PlannedRun], out:
     if arguments.slurm.detach and select_pending(runs, arguments.retry_failed):
         print(f"see python -m benchmark.status --out {out}; the same command without --detach follows the jobs")
         return 1
-    unfinished = finish(runs, out) if runs else 0
-    return 1 if unfinished or waiting else 0
+    result = finish(runs, out) if runs else 0
+    return 1 if waiting else result
 
 
 def select_pending(runs: list[PlannedRun], retry_failed: bool) -> list[PlannedRun]:
@@ -249,18 +249,22 @@ def job_gpus(arguments: Arguments, device: str) -> int:
 
 
 def finish(runs: list[PlannedRun], out: Path) -> int:
-    """Write the report and say what is not done."""
+    """Write the report and say what is not done; returns the exit status."""
+    result = 0
     try:
         print(f"report: {write_report(out)}")
     except (ValueError, OSError) as error:
+        result = 1
         print(f"no report: {error}", file=sys.stderr)
-    unfinished = 0
+    states = set()
     for run in runs:
         status = {"state": "queued"} | read_status(run.paths)
         if status["state"] != "done":
-            unfinished += 1
+            states.add(status["state"])
             print(f"{run.paths.root}: {status['state']}: {status.get('error')}", file=sys.stderr)
-    return 1 if unfinished else 0
+    if states & set(ENDED):
+        print("--retry-failed goes on with these from their last checkpoints", file=sys.stderr)
+    return 1 if states else result
 
 
 def _interrupt(*_: Any) -> None:

@@ -163,5 +163,9 @@ def make_spec(
     shape = task.shape(loop)
     if demonstrations or not uses_demonstrations(resolved):  # a trial, which refuses what does not fit
         pairs = None if demonstrations is None else demonstrations.pairs
-        get_arm(method).build(spec.method_settings(), policy, shape, torch.Generator(), pairs)
+        try:
+            get_arm(method).build(spec.method_settings(), policy, shape, torch.Generator(), pairs)
+        except ValueError as error:
+            hint = f"settings are changed by --set {method}.FIELD=VALUE, or by [settings.{method}] of a suite"
+            raise ValueError(f"{task_name}, {method}: {error}; {hint}") from error
     return spec

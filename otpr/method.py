@@ -61,7 +61,7 @@ class ActionChunk:
     """Actions to execute, and what the method wants back with the rollout.
 
     Attributes:
-        actions: (N, H, A) float32 in [-1, 1].
+        actions: (N, H, A) float32; what lies outside [-1, 1] is clipped before it is executed.
         extras: tensors whose first dimension is N, e.g. the denoising chain of DPPO.
     """
 
@@ -75,7 +75,8 @@ class Rollout:
 
     Attributes:
         observations: (T, N, O) float32, what the policy saw.
-        actions: (T, N, H, A) float32, the executed chunks in [-1, 1].
+        actions: (T, N, H, A) float32, the chunks as sampled: exploration noise may leave [-1, 1], what is executed is
+            clipped, and for the method that clipping is part of the environment, as in DPPO's replay.
         rewards: (T, N) float32, undiscounted sum over the executed steps of the chunk, in the task's own units.
         terminated: (T, N) bool, the episode ended for good: the value of what follows is zero.
         truncated: (T, N) bool, a time limit cut the episode: what follows still has a value.

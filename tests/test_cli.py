@@ -16,7 +16,7 @@ from conftest import toy_spec
 from benchmark import run, status
 from benchmark.data.registry import dataset_path
 from benchmark.methods import ARMS, resolve_settings
-from benchmark.plan import choose, make_specs
+from benchmark.plan import choose, make_specs, resolve_device
 from benchmark.policies import policy_path
 from benchmark.store import read_status, write_json
 from benchmark.suites import load_suite, parse_seeds, suite_names
@@ -58,7 +58,7 @@ def test_bad_arguments_are_one_line_and_exit_2(fields: dict, words: list[str], t
         ("dppo.discount=2", ["discount", "[0, 1]", "2"]),
         ("dppo.discount=fast", ["discount", "fast"]),
         ("dppo.clip_rate=Infinity", ["clip_rate", "finite", "inf"]),
-        ("dppo.ft_denoising_steps=30", ["ft_denoising_steps", "30"]),
+        ("dppo.ft_denoising_steps=30", ["toy, dppo", "ft_denoising_steps", "30", "--set dppo.FIELD=VALUE"]),
         ("dppo.critic_hidden_dims=[0]", ["critic_hidden_dims", "0"]),
         ('idql.critic_hidden_dims=["a"]', ["critic_hidden_dims", "int", "'a'"]),
         ("otpr.epsilon=0", ["epsilon", "0"]),
@@ -139,6 +139,18 @@ def test_a_failing_run_gives_exit_1_and_is_retried_only_when_asked(tmp_path: Pat
     assert "0 to do" in capsys.readouterr().out
     assert call(tmp_path, bad, methods=("dppo", "frozen"), retry_failed=True) == 1
     assert "1 to do" in capsys.readouterr().out
+
+
+def test_a_report_that_cannot_be_written_gives_exit_1(tmp_path: Path, capsys) -> None:
+    (tmp_path / "report").write_text("in the way")
+    assert call(tmp_path, methods=("frozen",)) == 1
+    assert "no report" in capsys.readouterr().err
+
+
+def test_auto_is_the_same_device_on_every_machine_but_in_jobs_with_gpus(monkeypatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert [resolve_device("auto"), resolve_device("auto", 0), resolve_device("auto", 1)] == ["cpu", "cpu", "cuda"]
+    assert [resolve_device("cuda"), resolve_device("cpu", 1)] == ["cuda", "cpu"]
 
 
 def test_from_spec_repeats_a_run(tmp_path: Path) -> None:

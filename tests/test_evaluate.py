@@ -66,11 +66,14 @@ def test_a_checkpoint_of_before_the_first_iteration_gives_row_0(prepared, capsys
     assert row == {name: str(trainer.curve[0][name]) for name in COLUMNS}
 
 
-def test_a_task_gives_row_0_of_its_runs(capsys) -> None:
-    trainer = Trainer(make_spec("toy", "frozen", 0, "embedded", TINY, {}, {}, threads=1, device="cpu"))
+@pytest.mark.parametrize("ddim_steps", [None, 3])
+def test_a_task_gives_row_0_of_its_runs(ddim_steps: int | None, capsys) -> None:
+    sampler = {} if ddim_steps is None else {"kind": "ddim", "ddim_steps": ddim_steps}
+    trainer = Trainer(make_spec("toy", "frozen", 0, "embedded", TINY, sampler, {}, threads=1, device="cpu"))
     trainer.advance()
     trainer.close()
-    assert call(capsys, task="toy", episodes=8) == {name: str(trainer.curve[0][name]) for name in COLUMNS}
+    row = call(capsys, task="toy", episodes=8, ddim_steps=ddim_steps)
+    assert row == {name: str(trainer.curve[0][name]) for name in COLUMNS}
     assert call(capsys, task="toy")["episodes"] == "128"
 
 
@@ -82,6 +85,8 @@ def test_a_task_gives_row_0_of_its_runs(capsys) -> None:
         ({"task": "ant"}, ["ant", "toy"]),
         ({"task": "toy", "episodes": 0}, ["--episodes", "0"]),
         ({"task": "toy", "seed": -1}, ["--seed", "-1"]),
+        ({"task": "toy", "ddim_steps": 30}, ["ddim_steps", "1..20", "30"]),
+        ({"run": Path("somewhere"), "ddim_steps": 5}, ["--ddim-steps 5", "--task"]),
         ({"task": "toy", "rule": "best_q"}, ["best_q", "own"]),
         ({"task": "toy", "video": Path("film.avi")}, [".mp4", ".gif", "film.avi"]),
         ({"run": Path("nowhere")}, ["nowhere", "spec.json"]),

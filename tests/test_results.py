@@ -1,0 +1,18 @@
+"""What is committed below results/ is what the suites of today would run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmark.plan import make_specs, plan_runs
+from benchmark.suites import load_suite
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+@pytest.mark.parametrize(("suite", "done"), [("quick", 15), ("quick-lift", 12), ("local", 125), ("otpr-check", 33)])
+def test_committed_runs_have_the_specifications_of_their_suite(suite: str, done: int) -> None:
+    runs = plan_runs(make_specs([load_suite(suite)], {}, "cpu"), RESULTS / suite)
+    assert sum(run.state == "done" for run in runs) == done
