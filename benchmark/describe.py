@@ -54,6 +54,16 @@ def describe_data(runs: list[PlannedRun]) -> str:
     return "\n".join([*lines, *([missing_data_message(missing)] if missing else [])])
 
 
+def why_waiting(name: str) -> str:
+    """Why the runs of a task without policy or simulator cannot start, and what to do about it, in one line."""
+    lack = why_not_here(get_task(name).environment)
+    if lack:
+        return lack
+    if data_present(name):
+        return f"its data cannot be used: python -m benchmark.data verify {name}"
+    return f"its data is not there: python -m benchmark.data get {name}"
+
+
 def describe_jobs(
     jobs: Sequence[Array], options: SlurmOptions, out: Path, max_parallel: int | None, whole: bool = False
 ) -> str:

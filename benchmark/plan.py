@@ -232,6 +232,17 @@ def check_writable(out: Path) -> None:
         raise ValueError(f"output {out}: {nearest} is not writable")
 
 
+def hold(run: PlannedRun, reason: str) -> None:
+    """Say in the directory of a run that cannot start yet why not: state ``queued``, and no spec, which is not known.
+
+    Raises:
+        OSError: the run's directory cannot be written.
+    """
+    if not run.paths.spec.exists():
+        status = {"state": "queued", "error": reason, "iterations": run.spec.loop.iterations}
+        write_json(run.paths.status, status)
+
+
 def prepare(run: PlannedRun) -> None:
     """Write the spec, unless an equal one is there, and the state ``queued``.
 

@@ -24,7 +24,7 @@ import torch
 import tyro
 
 from benchmark.data.access import data_present
-from benchmark.describe import describe, describe_data, describe_jobs
+from benchmark.describe import describe, describe_data, describe_jobs, why_waiting
 from benchmark.envs import why_not_here
 from benchmark.launch.launcher import Launch, choose_launcher
 from benchmark.launch.slurm import SlurmOptions
@@ -32,6 +32,7 @@ from benchmark.plan import (
     PlannedRun,
     check_start,
     choose,
+    hold,
     make_specs,
     parse_overrides,
     plan_runs,
@@ -119,6 +120,8 @@ def carry_out(arguments: Arguments, launch: Launch, runs: list[PlannedRun], out:
     """
     try:
         runs, waiting = make_ready(arguments, launch.launcher, runs)
+        for run in waiting:
+            hold(run, why_waiting(run.spec.task))
         with ProgressPrinter([run.paths for run in runs]) as progress:
             launch.start(runs, select_pending(runs, arguments.retry_failed), progress.update)
     except KeyboardInterrupt:

@@ -37,8 +37,9 @@ SAY_SECONDS = 60.0  # between lines of progress where there is no terminal
 
 
 def find_runs(out: Path) -> list[RunPaths]:
-    """All runs below a directory, sorted."""
-    found = sorted(path.parent for path in out.glob("*/*/seed-*/spec.json"))
+    """All runs below a directory, those that wait for data included, sorted."""
+    files = [path for name in ("spec", "status") for path in out.glob(f"*/*/seed-*/{name}.json")]
+    found = sorted({path.parent for path in files})
     return [RunPaths(folder) for folder in found if SEED_DIRECTORY.fullmatch(folder.name)]
 
 

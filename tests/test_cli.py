@@ -16,7 +16,7 @@ from conftest import toy_spec
 from benchmark import run, status
 from benchmark.data.registry import dataset_path
 from benchmark.methods import ARMS, resolve_settings
-from benchmark.plan import choose, make_specs, resolve_device
+from benchmark.plan import choose, make_specs, plan_runs, resolve_device
 from benchmark.policies import policy_path
 from benchmark.store import read_status, write_json
 from benchmark.suites import load_suite, parse_seeds, suite_names
@@ -197,7 +197,10 @@ def test_damaged_data_of_a_task_leaves_the_others_running(tmp_path: Path, capsys
     error = capsys.readouterr().err
     assert f"hopper-medium-v2: {place}" in error and "1 runs wait" in error
     runs = [(paths.root.parts[-3], read_status(paths)["state"]) for paths in status.find_runs(tmp_path / "out")]
-    assert runs == [("hopper-local", "done")]
+    assert runs == [("hopper-local", "done"), ("hopper-medium-v2", "queued")]
+    assert status.main(status.Arguments(out=tmp_path / "out")) == 1
+    assert "cannot be used" in capsys.readouterr().out
+    assert "hopper-medium-v2" in (tmp_path / "out" / "report" / "summary.md").read_text()
 
 
 def test_a_simulator_that_is_not_installed_leaves_the_other_tasks_running(tmp_path: Path, capsys, monkeypatch) -> None:
@@ -211,7 +214,12 @@ def test_a_simulator_that_is_not_installed_leaves_the_other_tasks_running(tmp_pa
     assert "lift-local            robosuite tasks need robosuite 1.4.1: pip" in capsys.readouterr().out
     assert call(tmp_path / "out", suite=str(file)) == 1
     assert "1 runs wait" in (error := capsys.readouterr().err) and "pip install" in error
-    assert [paths.root.parts[-3] for paths in status.find_runs(tmp_path / "out")] == ["toy"]
+    runs = {paths.root.parts[-3]: read_status(paths) for paths in status.find_runs(tmp_path / "out")}
+    assert [runs[task]["state"] for task in ("toy", "lift-local")] == ["done", "queued"]
+    monkeypatch.undo()
+    assert "pip install" in runs["lift-local"]["error"]
+    planned = plan_runs(make_specs([load_suite(str(file))], {}, "cpu"), tmp_path / "out")
+    assert {item.spec.task: item.state for item in planned} == {"toy": "done", "lift-local": "missing"}
 
 
 @pytest.mark.parametrize("name", suite_names())

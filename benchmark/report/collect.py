@@ -49,11 +49,15 @@ def read_run(directory: Path) -> Run:
     task, method = directory.parent.parent.name, directory.parent.name
     notes: list[str] = []
     paths = RunPaths(directory)
-    spec = read_object(paths.spec, notes)
+    about_status: list[str] = []
+    status = read_object(paths.status, about_status)
+    waits = status.get("state") == "queued" and not paths.spec.exists()  # for data, which its spec will name
+    spec = read_object(paths.spec, [] if waits else notes)
     for key, value in (("task", task), ("method", method), ("seed", seed)):
         if spec and spec.get(key) != value:
             notes.append(f"spec.json says {key} {printable(repr(spec.get(key)), 60)}")
-    state, error = _state(read_object(paths.status, notes), notes)
+    notes += about_status
+    state, error = _state(status, notes)
     evaluations = CURVE.read(directory, state, notes)
     # Optional: written only where the loop asks for it, and not before the first update.
     rules = RULES.read(directory, state, notes) if paths.evaluations.exists() else ()
