@@ -219,9 +219,8 @@ def make_policy(task: Task, dataset: Dataset, seed: int, progress: Progress | No
 
 def make_card(task: Task, dataset: Dataset, seed: int, pretrained: Pretrained) -> dict[str, Any]:
     """What is to be known about a policy file, with its returns under each sampler of `SAMPLERS`."""
-    start = {}
+    start, threads = {}, torch.get_num_threads()
     for name, sampler in SAMPLERS.items():
-        threads = torch.get_num_threads()
         played = evaluate_start(task, pretrained, EVALUATION_EPISODES, sampler, threads)
         row = played.row(task, "any_step")
         success = {} if row["success_rate"] == "" else {"success_rate": row["success_rate"]}
@@ -229,7 +228,7 @@ def make_card(task: Task, dataset: Dataset, seed: int, pretrained: Pretrained) -
     lengths, windows = dataset.episodes.lengths, dataset.episodes.window_starts(task.action_horizon)
     return {
         "task": task.name,
-        "command": f"python -m benchmark.pretrain --task {task.name} --seed {seed}",
+        "command": f"python -m benchmark.pretrain --task {task.name} --seed {seed} --threads {threads}",
         "seed": seed,
         "base_seed": BASE_SEED,
         "network": dataclasses.asdict(task.network),
@@ -241,7 +240,7 @@ def make_card(task: Task, dataset: Dataset, seed: int, pretrained: Pretrained) -
         },
         "start_return": start,
         "sha256": pretrained.digest,
-        "threads": torch.get_num_threads(),
+        "threads": threads,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy")}},
     }  # fmt: skip
 

@@ -164,6 +164,8 @@ def make_ready(
     incomplete = tasks_of([run for run in runs if not startable(run.spec)])
     absent = {name for name in tasks_of(runs) if why_not_here(get_task(name).environment)}
     trainable = [name for name in incomplete if data_present(name) and name not in absent]
+    if trainable:
+        torch.set_num_threads(runs[0].spec.threads)  # not all cores: their number changes the last bits of the weights
     for name in trainable:
         there = policy_path(get_task(name)).exists()
         print(f"{name}: {'choosing its expert pairs' if there else 'training its policy'}", flush=True)
