@@ -44,7 +44,7 @@ from benchmark.policies import (
 from benchmark.policies.demonstrations import demonstrations_path, make_demonstrations, save_demonstrations
 from benchmark.provenance import version
 from benchmark.seeding import BASE_SEED, Streams
-from benchmark.store import read_json, write_bytes, write_json
+from benchmark.store import load_checkpoint, read_json, write_bytes, write_json
 from benchmark.tasks import PretrainSettings, Task, get_task
 from otpr.diffusion import DiffusionPolicy, SamplerSettings
 from otpr.method import ActionChunk
@@ -52,6 +52,7 @@ from otpr.networks import polyak_update
 
 EVALUATION_EPISODES = 50
 SAMPLERS = {"ddpm-20": SamplerSettings(), "ddim-5": SamplerSettings(kind="ddim")}
+CHECKPOINT_SECONDS = 120.0  # between checkpoints of a training
 _REPORTS = 20  # loss reports per training
 _HELP = """Make a task's pre-trained policy again. It is kept in the cache: asking for the same again returns at once.
 
@@ -95,26 +96,58 @@ def cosine_rate(settings: PretrainSettings, step: int) -> float:
     return settings.final_learning_rate + (settings.learning_rate - settings.final_learning_rate) * share
 
 
+class Training:
+    """What a training needs to go on: its parts with a state, its generator, and how far it is."""
+
+    def __init__(self, parts: dict[str, Any], generator: torch.Generator) -> None:
+        self.parts, self.generator = parts, generator
+        self.step, self.total = 0, 0.0
+        self.reports: list[tuple[int, float]] = []  # gradient step and mean loss since the last one
+
+    def count(self, loss: float, report_every: int) -> None:
+        """Count a gradient step and its loss."""
+        self.step, self.total = self.step + 1, self.total + loss
+        if self.step % report_every == 0:
+            self.reports.append((self.step, self.total / report_every))
+            self.total = 0.0
+
+    def state(self) -> dict[str, Any]:
+        """Everything that changes over time."""
+        counters = {"step": self.step, "total": self.total, "reports": self.reports}
+        parts = {name: part.state_dict() for name, part in self.parts.items()}
+        return parts | counters | {"generator": self.generator.get_state()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restore `state`."""
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+        self.step, self.total, self.reports = state["step"], state["total"], state["reports"]
+        self.generator.set_state(state["generator"])
+
+
 def pretrain(
     task: Task,
     episodes: Episodes,
     data_digest: str,
     generator: torch.Generator,
     progress: Progress | None = None,
+    checkpoint: Path | None = None,
 ) -> dict[str, Any]:
-    """Train a policy; the same arguments on the same machine give the same bits.
+    """Train a policy; the same arguments on the same machine give the same bits, also in several attempts.
 
     Args:
         episodes: the data, of the task's dimensions.
         data_digest: what identifies it.
         generator: draws the initial weights, then every batch and its noise.
-        progress: called about 20 times.
+        progress: called about 20 times; of what earlier attempts did at once.
+        checkpoint: where the training is kept every `CHECKPOINT_SECONDS`, and goes on from where it is there.
 
     Returns:
         The contents of a policy file; see `benchmark.policies`.
 
     Raises:
-        ValueError: no episode is as long as a chunk.
+        ValueError: no episode is as long as a chunk, or the checkpoint is damaged.
+        OSError: the checkpoint cannot be written.
     """
     normalizer = fit_normalizer(episodes)
     windows = Windows(episodes, normalizer, task.action_horizon)
@@ -125,8 +158,11 @@ def pretrain(
     optimiser = torch.optim.AdamW(
         policy.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
-    report_every, total = max(1, settings.gradient_steps // _REPORTS), 0.0
-    for step in range(settings.gradient_steps):
+    training = Training({"policy": policy, "average": average, "optimiser": optimiser}, generator)
+    if checkpoint is not None and checkpoint.exists():
+        training.load(load_checkpoint(checkpoint))
+    report_every, reported, kept = max(1, settings.gradient_steps // _REPORTS), 0, time.monotonic()
+    for step in range(training.step, settings.gradient_steps):
         optimiser.param_groups[0]["lr"] = cosine_rate(settings, step)
         loss = policy.bc_losses(*windows.batch(settings.batch_size, generator), generator).mean()
         optimiser.zero_grad()
@@ -134,10 +170,14 @@ def pretrain(
         optimiser.step()
         if (step + 1) % settings.ema_every == 0 or step + 1 == settings.gradient_steps:
             polyak_update(*averaged, 1.0 if step < settings.ema_start else 1.0 - settings.ema_decay)
-        total += loss.item()
-        if (step + 1) % report_every == 0 and progress is not None:
-            progress(step + 1, total / report_every)
-            total = 0.0
+        training.count(loss.item(), report_every)
+        if progress is not None:
+            for at, mean in training.reports[reported:]:
+                progress(at, mean)
+        reported = len(training.reports)
+        if checkpoint is not None and time.monotonic() - kept >= CHECKPOINT_SECONDS:
+            write_bytes(checkpoint, file_bytes(training.state()))
+            kept = time.monotonic()
     return {
         "format": FORMAT,
         "task": task.name,
@@ -203,18 +243,26 @@ def make_policy(task: Task, dataset: Dataset, seed: int, progress: Progress | No
 
     started = time.perf_counter()
     generator = Streams(BASE_SEED, task.name, seed).torch("pretraining")
-    state = pretrain(task, dataset.episodes, dataset.digest, generator, record)
+    unfinished = path.with_suffix(".unfinished.pt")
+    state = pretrain(task, dataset.episodes, dataset.digest, generator, record, unfinished)
     if "env_args" in dataset.attributes:
         state["arguments"] = dataset.attributes["env_args"]
     seconds = time.perf_counter() - started
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    pretrained = unpack(task, buffer.getvalue(), SamplerSettings(), str(path))
+    content = file_bytes(state)
+    pretrained = unpack(task, content, SamplerSettings(), str(path))
     card = make_card(task, dataset, seed, pretrained)
     card |= {"key": key, "seconds": round(seconds, 1), "loss": [round(loss, 5) for loss in losses]}
-    write_bytes(path, buffer.getvalue())
+    write_bytes(path, content)
     write_json(path.with_suffix(".json"), card)
+    unfinished.unlink(missing_ok=True)
     return path, False
+
+
+def file_bytes(state: dict[str, Any]) -> bytes:
+    """Tensors and plain values as the content of a file."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
 
 
 def make_card(task: Task, dataset: Dataset, seed: int, pretrained: Pretrained) -> dict[str, Any]:

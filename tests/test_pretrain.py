@@ -114,6 +114,31 @@ def test_same_seed_same_bits(dataset: Dataset) -> None:
     assert any(not torch.equal(first["ema"][name], other["ema"][name]) for name in first["ema"])
 
 
+def test_an_interrupted_training_goes_on_to_the_same_bits(dataset: Dataset, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(pretrain, "CHECKPOINT_SECONDS", 0.0)
+    ends, reports = [7, 15], []
+
+    def note(step: int, loss: float) -> None:
+        reports.append((step, loss))
+        if ends and len(reports) == ends[0]:
+            raise KeyboardInterrupt
+
+    def attempt() -> dict[str, Any]:
+        reports.clear()
+        generator = torch.Generator().manual_seed(0)
+        return pretrain.pretrain(TOY, dataset.episodes, dataset.digest, generator, note, tmp_path / "part.pt")
+
+    while ends:
+        with pytest.raises(KeyboardInterrupt):
+            attempt()
+        ends.pop(0)
+    assert saved(attempt()) == saved(trained(dataset))
+    assert [step for step, _ in reports] == list(range(2, 41, 2))  # those of earlier attempts too
+    (tmp_path / "part.pt").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"part.pt: unreadable"):
+        attempt()
+
+
 def test_the_average_is_the_model_until_it_starts_and_lags_afterwards(dataset: Dataset) -> None:
     def weights(ema_start: int, ema_decay: float) -> torch.Tensor:
         settings = dataclasses.replace(TOY.pretraining, ema_start=ema_start, ema_decay=ema_decay)
