@@ -232,7 +232,7 @@ def check_writable(out: Path) -> None:
         raise ValueError(f"output {out}: {nearest} is not writable")
 
 
-def hold(run: PlannedRun, reason: str) -> None:
+def keep_waiting(run: PlannedRun, reason: str) -> None:
     """Say in the directory of a run that cannot start yet why not: state ``queued``, and no spec, which is not known.
 
     Raises:

@@ -99,16 +99,20 @@ def cosine_rate(settings: PretrainSettings, step: int) -> float:
 class Training:
     """What a training needs to go on: its parts with a state, its generator, and how far it is."""
 
-    def __init__(self, parts: dict[str, Any], generator: torch.Generator) -> None:
-        self.parts, self.generator = parts, generator
+    def __init__(
+        self, parts: dict[str, Any], generator: torch.Generator, report_every: int, progress: Progress | None
+    ) -> None:
+        self.parts, self.generator, self.report_every = parts, generator, report_every
+        self.progress = progress or (lambda step, loss: None)
         self.step, self.total = 0, 0.0
         self.reports: list[tuple[int, float]] = []  # gradient step and mean loss since the last one
 
-    def count(self, loss: float, report_every: int) -> None:
+    def count(self, loss: float) -> None:
         """Count a gradient step and its loss."""
         self.step, self.total = self.step + 1, self.total + loss
-        if self.step % report_every == 0:
-            self.reports.append((self.step, self.total / report_every))
+        if self.step % self.report_every == 0:
+            self.reports.append((self.step, self.total / self.report_every))
+            self.progress(*self.reports[-1])
             self.total = 0.0
 
     def state(self) -> dict[str, Any]:
@@ -118,11 +122,13 @@ class Training:
         return parts | counters | {"generator": self.generator.get_state()}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Restore `state`."""
+        """Restore `state` and repeat its reports."""
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         self.step, self.total, self.reports = state["step"], state["total"], state["reports"]
         self.generator.set_state(state["generator"])
+        for report in self.reports:
+            self.progress(*report)
 
 
 def pretrain(
@@ -158,10 +164,11 @@ def pretrain(
     optimiser = torch.optim.AdamW(
         policy.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
-    training = Training({"policy": policy, "average": average, "optimiser": optimiser}, generator)
+    report_every, kept = max(1, settings.gradient_steps // _REPORTS), time.monotonic()
+    parts = {"policy": policy, "average": average, "optimiser": optimiser}
+    training = Training(parts, generator, report_every, progress)
     if checkpoint is not None and checkpoint.exists():
         training.load(load_checkpoint(checkpoint))
-    report_every, reported, kept = max(1, settings.gradient_steps // _REPORTS), 0, time.monotonic()
     for step in range(training.step, settings.gradient_steps):
         optimiser.param_groups[0]["lr"] = cosine_rate(settings, step)
         loss = policy.bc_losses(*windows.batch(settings.batch_size, generator), generator).mean()
@@ -170,11 +177,7 @@ def pretrain(
         optimiser.step()
         if (step + 1) % settings.ema_every == 0 or step + 1 == settings.gradient_steps:
             polyak_update(*averaged, 1.0 if step < settings.ema_start else 1.0 - settings.ema_decay)
-        training.count(loss.item(), report_every)
-        if progress is not None:
-            for at, mean in training.reports[reported:]:
-                progress(at, mean)
-        reported = len(training.reports)
+        training.count(loss.item())
         if checkpoint is not None and time.monotonic() - kept >= CHECKPOINT_SECONDS:
             write_bytes(checkpoint, file_bytes(training.state()))
             kept = time.monotonic()

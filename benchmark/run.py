@@ -13,6 +13,7 @@ Exit status 0: everything asked for is done; 1: some run is not; 2: bad input, n
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 import signal
 import sys
@@ -32,13 +33,12 @@ from benchmark.plan import (
     PlannedRun,
     check_start,
     choose,
-    hold,
+    keep_waiting,
     make_specs,
     parse_overrides,
     plan_runs,
     resolve_device,
     startable,
-    tasks_of,
 )
 from benchmark.policies import policy_path
 from benchmark.pretrain import ensure_policy
@@ -119,11 +119,7 @@ def carry_out(arguments: Arguments, launch: Launch, runs: list[PlannedRun], out:
         The exit status.
     """
     try:
-        runs, waiting = make_ready(arguments, launch.launcher, runs)
-        for run in waiting:
-            hold(run, why_waiting(run.spec.task))
-        with ProgressPrinter([run.paths for run in runs]) as progress:
-            launch.start(runs, select_pending(runs, arguments.retry_failed), progress.update)
+        runs, waiting = start(arguments, launch, runs)
     except KeyboardInterrupt:
         print(launch.interrupted, file=sys.stderr)
         return 1
@@ -142,43 +138,78 @@ def carry_out(arguments: Arguments, launch: Launch, runs: list[PlannedRun], out:
     return 1 if waiting else result
 
 
+def start(arguments: Arguments, launch: Launch, runs: list[PlannedRun]) -> tuple[list[PlannedRun], list[PlannedRun]]:
+    """Start what can be started, then, task by task, what waits for a policy or expert pairs to be made from its data.
+
+    Returns:
+        The runs that were started, with SLURM also followed unless detached, and those that wait.
+
+    Raises:
+        ValueError: SLURM refuses.
+        OSError: a directory or a policy cannot be written.
+    """
+    ready, later, waiting = [], {}, []
+    for run in runs:
+        here = not why_not_here(get_task(run.spec.task).environment)
+        if here and startable(run.spec):
+            ready.append(run)
+        elif here and data_present(run.spec.task):
+            later.setdefault(run.spec.task, []).append(run)
+        else:
+            waiting.append(run)
+    hold(waiting)
+    with ProgressPrinter([run.paths for run in (*ready, *itertools.chain(*later.values()))]) as progress:
+        launch.start(select_pending(ready, arguments.retry_failed), progress.update)
+        for name, members in later.items():
+            if make_start(name, members[0].spec.threads):
+                renewed = {run.paths.root: run for run in plan(arguments, launch.launcher)[0]}
+                members = [renewed[run.paths.root] for run in members]
+                launch.start(select_pending(members, arguments.retry_failed), progress.update)
+                ready += members
+            else:
+                hold(members)
+                waiting += members
+        launch.follow(ready, progress.update)
+    return ready, waiting
+
+
+def hold(runs: list[PlannedRun]) -> None:
+    """Say in the directories of runs that cannot start why not.
+
+    Raises:
+        OSError: a directory cannot be written.
+    """
+    for run in runs:
+        keep_waiting(run, why_waiting(run.spec.task))
+
+
 def select_pending(runs: list[PlannedRun], retry_failed: bool) -> list[PlannedRun]:
     """The runs that are to be started or gone on with."""
     ended = {"done"} if retry_failed else set(ENDED)
     return [run for run in runs if run.state not in ended]
 
 
-def make_ready(
-    arguments: Arguments, launcher: str, runs: list[PlannedRun]
-) -> tuple[list[PlannedRun], list[PlannedRun]]:
-    """Train the policies, and choose the expert pairs, that are missing where there is data for them.
+def make_start(name: str, threads: int) -> bool:
+    """Train the policy of a task that has data, or choose its expert pairs, where they are missing.
 
-    A task whose data is damaged is named; its runs wait, and so do those of a simulator that is not installed.
+    Args:
+        threads: not all cores, since their number changes the last bits of the weights.
 
     Returns:
-        The runs that can be started, and those that wait.
+        Whether they are there now; what is wrong with the data is printed.
 
     Raises:
-        OSError: a policy cannot be written.
+        OSError: a file cannot be written.
     """
-    incomplete = tasks_of([run for run in runs if not startable(run.spec)])
-    absent = {name for name in tasks_of(runs) if why_not_here(get_task(name).environment)}
-    trainable = [name for name in incomplete if data_present(name) and name not in absent]
-    if trainable:
-        torch.set_num_threads(runs[0].spec.threads)  # not all cores: their number changes the last bits of the weights
-    for name in trainable:
-        there = policy_path(get_task(name)).exists()
-        print(f"{name}: {'choosing its expert pairs' if there else 'training its policy'}", flush=True)
-        try:
-            ensure_policy(get_task(name), lambda step, loss: print(f"  step {step}  loss {loss:.4f}", flush=True))
-        except ValueError as error:
-            print(f"{name}: {error}", file=sys.stderr)
-    if trainable:
-        runs, _ = plan(arguments, launcher)
-    ready, waiting = [], []
-    for run in runs:
-        (ready if startable(run.spec) and run.spec.task not in absent else waiting).append(run)
-    return ready, waiting
+    there = policy_path(get_task(name)).exists()
+    print(f"{name}: {'choosing its expert pairs' if there else 'training its policy'}", flush=True)
+    torch.set_num_threads(threads)
+    try:
+        ensure_policy(get_task(name), lambda step, loss: print(f"  step {step}  loss {loss:.4f}", flush=True))
+    except ValueError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def experiment_suite(arguments: Arguments) -> Suite | None:

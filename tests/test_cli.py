@@ -20,7 +20,7 @@ from benchmark.plan import choose, make_specs, plan_runs, resolve_device
 from benchmark.policies import policy_path
 from benchmark.store import read_status, write_json
 from benchmark.suites import load_suite, parse_seeds, suite_names
-from benchmark.tasks import TASKS, get_task
+from benchmark.tasks import TASKS, Task, get_task
 
 
 def call(out: Path, *extra: str, suite: str = "smoke", **fields) -> int:
@@ -201,6 +201,21 @@ def test_damaged_data_of_a_task_leaves_the_others_running(tmp_path: Path, capsys
     assert status.main(status.Arguments(out=tmp_path / "out")) == 1
     assert "cannot be used" in capsys.readouterr().out
     assert "hopper-medium-v2" in (tmp_path / "out" / "report" / "summary.md").read_text()
+
+
+def test_runs_that_can_start_do_not_wait_for_a_policy_that_is_trained(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("OTPR_BENCH_CACHE", str(tmp_path / "cache"))
+    write_json(dataset_path("hopper-medium-v2"), {})
+    seen = []
+
+    def train(task: Task, progress: object) -> None:
+        seen.append([read_status(paths)["state"] for paths in status.find_runs(tmp_path / "out")])
+
+    monkeypatch.setattr(run, "ensure_policy", train)
+    file = tmp_path / "mine.toml"
+    file.write_text('tasks = ["hopper-medium-v2", "hopper-local"]\nmethods = ["frozen"]\n[loop]\neval_episodes = 1\n')
+    call(tmp_path / "out", suite=str(file))
+    assert seen == [["done"]]
 
 
 def test_a_simulator_that_is_not_installed_leaves_the_other_tasks_running(tmp_path: Path, capsys, monkeypatch) -> None:

@@ -87,8 +87,8 @@ class Launch:
         """
         return arrays(runs, self.options, cluster.array_cap())
 
-    def start(self, runs: Sequence[PlannedRun], pending: Sequence[PlannedRun], on_progress: Callable[[], None]) -> None:
-        """Bring the pending runs to their ends; with SLURM follow all, unless detached.
+    def start(self, runs: Sequence[PlannedRun], on_progress: Callable[[], None]) -> None:
+        """Bring these runs to their ends; with SLURM submit them, see `follow`.
 
         Raises:
             ValueError: SLURM refuses.
@@ -96,19 +96,27 @@ class Launch:
             KeyboardInterrupt: asked to stop.
         """
         if self.launcher == "slurm":
-            sweep = Sweep(self.out, runs, self.options, self.max_parallel)
-            submitted = sweep.submit(pending) if pending else []
-            print(f"SLURM: submitted {', '.join(submitted) or 'nothing new'}", flush=True)
-            if not self.options.detach:
-                sweep.follow(on_progress)
+            if runs:
+                submitted = Sweep(self.out, runs, self.options, self.max_parallel).submit(runs)
+                print(f"SLURM: submitted {', '.join(submitted) or 'nothing new'}", flush=True)
             return
-        for run in pending:
+        for run in runs:
             prepare(run)
-        roots = [run.paths.root for run in pending]
+        roots = [run.paths.root for run in runs]
         if self.launcher == "inline":
             run_inline(roots, on_progress)
-        elif pending:
-            self._pool(pending, on_progress).run(roots)
+        elif runs:
+            self._pool(runs, on_progress).run(roots)
+
+    def follow(self, runs: Sequence[PlannedRun], on_progress: Callable[[], None]) -> None:
+        """Wait until all of these runs, started before, have ended: jobs of SLURM, unless detached.
+
+        Raises:
+            OSError: the directory cannot be written.
+            KeyboardInterrupt: asked to stop.
+        """
+        if self.launcher == "slurm" and not self.options.detach:
+            Sweep(self.out, runs, self.options, self.max_parallel).follow(on_progress)
 
     def _pool(self, runs: Sequence[PlannedRun], on_progress: Callable[[], None]) -> Pool:
         """As many processes as cores, memory and GPUs hold, or as asked for."""
