@@ -194,7 +194,7 @@ def test_published_curves_stand_where_their_protocol_puts_them() -> None:
     assert hopper.evaluations[-1].score == pytest.approx((3258.6774 + 20.272305) / (3234.3 + 20.272305), abs=1e-6)
     assert by_name["kitchen-mixed-v0/dppo/seed-0"].evaluations[-1].score == 1.0
     assert by_name["kitchen-mixed-v0/dppo/seed-0"].last_step == 3_024_000
-    assert by_name["square/otpr-m/seed-0"].evaluations[-1].success_rate == 0.985
+    assert by_name["square/otpr/seed-0"].evaluations[-1].success_rate == 0.985
     # The published dql stands beside dql-dppo; image tasks without stated steps are left out.
     assert "dql" not in {run.method for run in runs} and "hopper-medium-v2/dql-dppo/seed-0" in by_name
     assert not any(run.task == "can-image" and run.source == published.REINFLOW.label for run in runs)

@@ -1,6 +1,7 @@
 """Published learning curves, carried as data (`data/`), as runs like any other.
 
 A published `dql` regularises towards the policy's own actions, as DPPO's repository runs it: here that is `dql-dppo`.
+The published OTPR-M is what the suites call `otpr`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from benchmark.report.records import IMPORTED, UNKNOWN, Evaluation, Run
 from benchmark.tasks import get_task
 
 _NAN = float("nan")
-_METHODS = {"dql": "dql-dppo"}
+_METHODS = {"dql": "dql-dppo", "otpr-m": "otpr"}
 # Every tenth iteration only evaluates: iteration i stands at i times 0.9 of an iteration's environment steps. The steps
 # of the image tasks are not stated.
 _STEPS_PER_ITERATION = {
