@@ -155,7 +155,7 @@ class ProgressPrinter:
     def update(self) -> None:
         """Show what changed since the last call, at most once a second."""
         now = time.monotonic()
-        if now - self.shown < 1.0:
+        if now - self.shown < 1.0 or not self.runs:
             return
         self.shown = now
         rows = [status_row(paths) for paths in self.runs]

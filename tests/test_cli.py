@@ -203,6 +203,16 @@ def test_damaged_data_of_a_task_leaves_the_others_running(tmp_path: Path, capsys
     assert "hopper-medium-v2" in (tmp_path / "out" / "report" / "summary.md").read_text()
 
 
+def test_where_all_runs_wait_for_data_it_is_said_how_to_get_it(tmp_path: Path, capsys) -> None:
+    assert call(tmp_path, suite="kitchen", methods=("frozen",), seeds="1") == 1
+    error = capsys.readouterr().err
+    assert (
+        "3 runs wait" in error and "benchmark.data get kitchen-complete-v0 kitchen-partial-v0 kitchen-mixed-v0" in error
+    )
+    assert status.main(status.Arguments(out=tmp_path)) == 1
+    assert capsys.readouterr().out.count("its data is not there") == 3
+
+
 def test_runs_that_can_start_do_not_wait_for_a_policy_that_is_trained(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("OTPR_BENCH_CACHE", str(tmp_path / "cache"))
     write_json(dataset_path("hopper-medium-v2"), {})
