@@ -11,6 +11,7 @@ from benchmark.estimate import run_hours
 from benchmark.launch.slurm import Array, SlurmOptions, batch_text, too_short
 from benchmark.plan import PlannedRun, startable, tasks_of
 from benchmark.policies import policy_path
+from benchmark.store import read_status
 from benchmark.tasks import get_task
 
 
@@ -55,13 +56,19 @@ def describe_data(runs: list[PlannedRun]) -> str:
 
 
 def why_waiting(name: str) -> str:
-    """Why the runs of a task without policy or simulator cannot start, and what to do about it, in one line."""
+    """Why the runs of a task without simulator, or without policy and data, cannot start: one line with what to do."""
     lack = why_not_here(get_task(name).environment)
     if lack:
         return lack
-    if data_present(name):
-        return f"its data cannot be used: python -m benchmark.data verify {name}"
     return f"its data is not there: python -m benchmark.data get {name}"
+
+
+def describe_waiting(runs: list[PlannedRun]) -> str:
+    """Why each task's runs wait, as their directories say, and how missing data is fetched."""
+    reasons = {run.spec.task: read_status(run.paths).get("error") for run in runs}
+    lines = [f"  {name:21} {reason}" for name, reason in reasons.items()]
+    missing = [name for name in reasons if not data_present(name)]
+    return "\n".join([*lines, *([missing_data_message(missing)] if missing else [])])
 
 
 def describe_jobs(

@@ -115,20 +115,35 @@ class Training:
             self.progress(*self.reports[-1])
             self.total = 0.0
 
-    def state(self) -> dict[str, Any]:
-        """Everything that changes over time."""
-        counters = {"step": self.step, "total": self.total, "reports": self.reports}
-        parts = {name: part.state_dict() for name, part in self.parts.items()}
-        return parts | counters | {"generator": self.generator.get_state()}
+    def save(self, path: Path) -> None:
+        """Write everything that changes over time.
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Restore `state` and repeat its reports."""
+        Raises:
+            OSError: it cannot be written.
+        """
+        counters = {"step": self.step, "total": self.total, "reports": self.reports, "machine": _machine()}
+        parts = {name: part.state_dict() for name, part in self.parts.items()}
+        write_bytes(path, file_bytes(parts | counters | {"generator": self.generator.get_state()}))
+
+    def resume(self, path: Path) -> None:
+        """Go on from what `save` wrote, repeating its reports; from the start where it is damaged or of other bits."""
+        try:
+            state = load_checkpoint(path)
+        except ValueError:
+            return
+        if state.get("machine") != _machine():
+            return
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         self.step, self.total, self.reports = state["step"], state["total"], state["reports"]
         self.generator.set_state(state["generator"])
         for report in self.reports:
             self.progress(*report)
+
+
+def _machine() -> dict[str, Any]:
+    """What changes the last bits of a training, beside what its file is named after."""
+    return {"threads": torch.get_num_threads(), "torch": str(torch.__version__)}
 
 
 def pretrain(
@@ -152,7 +167,7 @@ def pretrain(
         The contents of a policy file; see `benchmark.policies`.
 
     Raises:
-        ValueError: no episode is as long as a chunk, or the checkpoint is damaged.
+        ValueError: no episode is as long as a chunk.
         OSError: the checkpoint cannot be written.
     """
     normalizer = fit_normalizer(episodes)
@@ -168,7 +183,7 @@ def pretrain(
     parts = {"policy": policy, "average": average, "optimiser": optimiser}
     training = Training(parts, generator, report_every, progress)
     if checkpoint is not None and checkpoint.exists():
-        training.load(load_checkpoint(checkpoint))
+        training.resume(checkpoint)
     for step in range(training.step, settings.gradient_steps):
         optimiser.param_groups[0]["lr"] = cosine_rate(settings, step)
         loss = policy.bc_losses(*windows.batch(settings.batch_size, generator), generator).mean()
@@ -179,7 +194,7 @@ def pretrain(
             polyak_update(*averaged, 1.0 if step < settings.ema_start else 1.0 - settings.ema_decay)
         training.count(loss.item())
         if checkpoint is not None and time.monotonic() - kept >= CHECKPOINT_SECONDS:
-            write_bytes(checkpoint, file_bytes(training.state()))
+            training.save(checkpoint)
             kept = time.monotonic()
     return {
         "format": FORMAT,

@@ -9,6 +9,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +102,11 @@ def git_state(folder: Path) -> dict[str, str | None]:
     commit, difference = git("rev-parse", "HEAD"), git("diff", "HEAD", "--", ":(top)", ":(top,exclude)results") or b""
     modules = (f":(top,glob){package}/**/*.py" for package in ("otpr", "baselines", "benchmark"))
     listed = git("ls-files", "--others", "--exclude-standard", "--full-name", "-z", "--", *modules) or b""
-    top = Path((git("rev-parse", "--show-toplevel") or b"").decode().strip())
-    for name in filter(None, listed.decode().split("\0")):
-        difference += name.encode() + (top / name).read_bytes()
+    top = os.fsdecode((git("rev-parse", "--show-toplevel") or b"").strip())
+    for name in filter(None, listed.split(b"\0")):
+        difference += name
+        with suppress(OSError):  # a link to nothing, as editors leave it, or deleted by now
+            difference += Path(top, os.fsdecode(name)).read_bytes()
     return {
         "commit": commit.decode().strip() if commit else None,
         "dirty": hashlib.sha256(difference).hexdigest() if difference else None,

@@ -25,7 +25,7 @@ import torch
 import tyro
 
 from benchmark.data.access import data_present
-from benchmark.describe import describe, describe_data, describe_jobs, why_waiting
+from benchmark.describe import describe, describe_data, describe_jobs, describe_waiting, why_waiting
 from benchmark.envs import why_not_here
 from benchmark.launch.launcher import Launch, choose_launcher
 from benchmark.launch.slurm import SlurmOptions
@@ -130,57 +130,53 @@ def carry_out(arguments: Arguments, launch: Launch, runs: list[PlannedRun], out:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if waiting:
-        print(f"{len(waiting)} runs wait:\n{describe_data(waiting)}", file=sys.stderr)
+        print(f"{len(waiting)} runs wait:\n{describe_waiting(waiting)}", file=sys.stderr)
     if arguments.slurm.detach and select_pending(runs, arguments.retry_failed):
         print(f"see python -m benchmark.status --out {out}; the same command without --detach follows the jobs")
         return 1
-    result = finish(runs, out) if runs else 0
+    result = finish(runs, out)
     return 1 if waiting else result
 
 
 def start(arguments: Arguments, launch: Launch, runs: list[PlannedRun]) -> tuple[list[PlannedRun], list[PlannedRun]]:
     """Start what can be started, then, task by task, what waits for a policy or expert pairs to be made from its data.
 
+    A task for which the latter fails, in whatever way, keeps waiting; the others go on.
+
     Returns:
-        The runs that were started, with SLURM also followed unless detached, and those that wait.
+        The runs that were started or had ended, with SLURM also followed unless detached, and those that wait.
 
     Raises:
         ValueError: SLURM refuses.
-        OSError: a directory or a policy cannot be written.
+        OSError: a directory cannot be written.
     """
     ready, later, waiting = [], {}, []
     for run in runs:
         here = not why_not_here(get_task(run.spec.task).environment)
-        if here and startable(run.spec):
+        if run.state in ENDED or (here and startable(run.spec)):
             ready.append(run)
         elif here and data_present(run.spec.task):
             later.setdefault(run.spec.task, []).append(run)
         else:
             waiting.append(run)
-    hold(waiting)
+    for run in waiting:
+        keep_waiting(run, why_waiting(run.spec.task))
     with ProgressPrinter([run.paths for run in (*ready, *itertools.chain(*later.values()))]) as progress:
         launch.start(select_pending(ready, arguments.retry_failed), progress.update)
         for name, members in later.items():
-            if make_start(name, members[0].spec.threads):
+            try:
+                make_start(name, members[0].spec.threads)
                 renewed = {run.paths.root: run for run in plan(arguments, launch.launcher)[0]}
                 members = [renewed[run.paths.root] for run in members]
                 launch.start(select_pending(members, arguments.retry_failed), progress.update)
                 ready += members
-            else:
-                hold(members)
+            except (ValueError, OSError) as error:
+                print(f"{name}: {error}", file=sys.stderr)
                 waiting += members
+                for run in members:
+                    keep_waiting(run, str(error))
         launch.follow(ready, progress.update)
     return ready, waiting
-
-
-def hold(runs: list[PlannedRun]) -> None:
-    """Say in the directories of runs that cannot start why not.
-
-    Raises:
-        OSError: a directory cannot be written.
-    """
-    for run in runs:
-        keep_waiting(run, why_waiting(run.spec.task))
 
 
 def select_pending(runs: list[PlannedRun], retry_failed: bool) -> list[PlannedRun]:
@@ -189,27 +185,20 @@ def select_pending(runs: list[PlannedRun], retry_failed: bool) -> list[PlannedRu
     return [run for run in runs if run.state not in ended]
 
 
-def make_start(name: str, threads: int) -> bool:
+def make_start(name: str, threads: int) -> None:
     """Train the policy of a task that has data, or choose its expert pairs, where they are missing.
 
     Args:
         threads: not all cores, since their number changes the last bits of the weights.
 
-    Returns:
-        Whether they are there now; what is wrong with the data is printed.
-
     Raises:
+        ValueError: what there is of the task is damaged.
         OSError: a file cannot be written.
     """
     there = policy_path(get_task(name)).exists()
     print(f"{name}: {'choosing its expert pairs' if there else 'training its policy'}", flush=True)
     torch.set_num_threads(threads)
-    try:
-        ensure_policy(get_task(name), lambda step, loss: print(f"  step {step}  loss {loss:.4f}", flush=True))
-    except ValueError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return False
-    return True
+    ensure_policy(get_task(name), lambda step, loss: print(f"  step {step}  loss {loss:.4f}", flush=True))
 
 
 def experiment_suite(arguments: Arguments) -> Suite | None:

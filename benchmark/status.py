@@ -54,6 +54,8 @@ def status_row(paths: RunPaths) -> dict[str, Any]:
         row = place | read_json(paths.status)
     except ValueError as error:
         return place | {"error": str(error)} | ({} if paths.status.exists() else {"state": "queued"})
+    if row["state"] == "queued" and not paths.spec.exists():
+        row["waits"] = True  # for data, a policy or a simulator
     if row["state"] == "running":
         silent = time.time() - max(row.get("heartbeat", 0.0), _heartbeat(paths.lock))
         if silent > STALE_SECONDS:
@@ -200,10 +202,15 @@ class Arguments:
     """Print a JSON list instead of a table."""
 
 
+def _goes_on(row: dict[str, Any]) -> bool:
+    """Whether a run has not ended and somebody seems to execute it, or may soon."""
+    return row["state"] in ("running", "queued") and not row.get("silent") and not row.get("waits")
+
+
 def watch(runs: Sequence[RunPaths], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Show the runs, of which `rows` is the state, until every one has ended or Ctrl-C; returns their last state."""
     with Live(overview(rows), refresh_per_second=1) as live, suppress(KeyboardInterrupt):
-        while any(row["state"] in ("running", "queued") and not row.get("silent") for row in rows):
+        while any(_goes_on(row) for row in rows):
             time.sleep(WATCH_SECONDS)
             rows = [status_row(paths) for paths in runs]
             live.update(overview(rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
@@ -199,7 +200,9 @@ def test_damaged_data_of_a_task_leaves_the_others_running(tmp_path: Path, capsys
     runs = [(paths.root.parts[-3], read_status(paths)["state"]) for paths in status.find_runs(tmp_path / "out")]
     assert runs == [("hopper-local", "done"), ("hopper-medium-v2", "queued")]
     assert status.main(status.Arguments(out=tmp_path / "out")) == 1
-    assert "cannot be used" in capsys.readouterr().out
+    assert str(place) in json.loads((tmp_path / "out/hopper-medium-v2/frozen/seed-0/status.json").read_text())["error"]
+    capsys.readouterr()
+    assert status.main(status.Arguments(out=tmp_path / "out", watch=True)) == 1  # it does not wait for data
     assert "hopper-medium-v2" in (tmp_path / "out" / "report" / "summary.md").read_text()
 
 
@@ -221,11 +224,15 @@ def test_runs_that_can_start_do_not_wait_for_a_policy_that_is_trained(tmp_path: 
     def train(task: Task, progress: object) -> None:
         seen.append([read_status(paths)["state"] for paths in status.find_runs(tmp_path / "out")])
 
+        raise OSError(errno.ENOSPC, "disk full")
+
     monkeypatch.setattr(run, "ensure_policy", train)
     file = tmp_path / "mine.toml"
     file.write_text('tasks = ["hopper-medium-v2", "hopper-local"]\nmethods = ["frozen"]\n[loop]\neval_episodes = 1\n')
-    call(tmp_path / "out", suite=str(file))
-    assert seen == [["done"]]
+    assert call(tmp_path / "out", suite=str(file)) == 1
+    assert seen == [["done"]] and "disk full" in capsys.readouterr().err
+    warnings = (tmp_path / "out" / "report" / "summary.md").read_text()
+    assert "hopper-medium-v2" in warnings and "different protocols" not in warnings
 
 
 def test_a_simulator_that_is_not_installed_leaves_the_other_tasks_running(tmp_path: Path, capsys, monkeypatch) -> None:
@@ -241,6 +248,7 @@ def test_a_simulator_that_is_not_installed_leaves_the_other_tasks_running(tmp_pa
     assert "1 runs wait" in (error := capsys.readouterr().err) and "pip install" in error
     runs = {paths.root.parts[-3]: read_status(paths) for paths in status.find_runs(tmp_path / "out")}
     assert [runs[task]["state"] for task in ("toy", "lift-local")] == ["done", "queued"]
+    assert call(tmp_path / "out", suite=str(file), tasks=("toy",)) == 0
     monkeypatch.undo()
     assert "pip install" in runs["lift-local"]["error"]
     planned = plan_runs(make_specs([load_suite(str(file))], {}, "cpu"), tmp_path / "out")

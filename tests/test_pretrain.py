@@ -22,7 +22,7 @@ from benchmark.envs.toy import toy_demonstrations
 from benchmark.policies import Normalizer, load_pretrained, policy_path, unpack
 from benchmark.store import read_json, write_bytes, write_json
 from benchmark.tasks import TASKS, PretrainSettings, Task
-from otpr.diffusion import SamplerSettings
+from otpr.diffusion import DiffusionPolicy, SamplerSettings
 
 SHIPPED = sorted(path.stem for path in policies.FOLDER.glob("*.json"))
 TOY = dataclasses.replace(TASKS["toy"], pretraining=PretrainSettings(gradient_steps=40, ema_start=10, batch_size=32))
@@ -116,27 +116,48 @@ def test_same_seed_same_bits(dataset: Dataset) -> None:
 
 def test_an_interrupted_training_goes_on_to_the_same_bits(dataset: Dataset, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(pretrain, "CHECKPOINT_SECONDS", 0.0)
-    ends, reports = [7, 15], []
+    place, ends, reports = tmp_path / "part.pt", [7, 15], []
+    losses = []  # one for each gradient step that was taken
+    take = DiffusionPolicy.bc_losses
+    monkeypatch.setattr(DiffusionPolicy, "bc_losses", lambda *arguments: losses.append(0) or take(*arguments))
 
     def note(step: int, loss: float) -> None:
         reports.append((step, loss))
         if ends and len(reports) == ends[0]:
             raise KeyboardInterrupt
 
-    def attempt() -> dict[str, Any]:
+    def attempt(task: Task = TOY) -> dict[str, Any]:
         reports.clear()
+        losses.clear()
         generator = torch.Generator().manual_seed(0)
-        return pretrain.pretrain(TOY, dataset.episodes, dataset.digest, generator, note, tmp_path / "part.pt")
+        return pretrain.pretrain(task, dataset.episodes, dataset.digest, generator, note, place)
 
-    while ends:
+    whole = trained(dataset)
+    for steps in (14, 17):  # of which the last is taken again
         with pytest.raises(KeyboardInterrupt):
             attempt()
+        assert len(losses) == steps
         ends.pop(0)
-    assert saved(attempt()) == saved(trained(dataset))
+    assert saved(attempt()) == saved(whole) and len(losses) == 11
     assert [step for step, _ in reports] == list(range(2, 41, 2))  # those of earlier attempts too
-    (tmp_path / "part.pt").write_bytes(b"damaged")
-    with pytest.raises(ValueError, match=r"part.pt: unreadable"):
-        attempt()
+    place.write_bytes(b"damaged")
+    assert saved(attempt()) == saved(whole) and len(losses) == 40
+    monkeypatch.setattr(torch, "__version__", "another")  # which may round otherwise
+    assert saved(attempt()) == saved(whole) and len(losses) == 40
+
+
+def test_what_is_kept_of_a_training_goes_with_its_end(dataset: Dataset, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(pretrain, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(pretrain, "EVALUATION_EPISODES", 4)
+
+    def interrupt(step: int, loss: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain.make_policy(TOY, dataset, 0, interrupt)
+    (kept,) = (tmp_path / "cache" / "policies").iterdir()
+    path, _ = pretrain.make_policy(TOY, dataset, 0)
+    assert kept.name == f"{path.stem}.unfinished.pt" and not kept.exists()
 
 
 def test_the_average_is_the_model_until_it_starts_and_lags_afterwards(dataset: Dataset) -> None:

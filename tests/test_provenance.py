@@ -37,6 +37,10 @@ def test_only_code_that_differs_from_the_commit_is_a_change(tmp_path: Path) -> N
         found.append(git_state(code.parent)["dirty"])
     assert None not in found and len(set(found)) == 3
     method.rename(tmp_path / "notes.py")
+    editor = code.parent / ".#run.py"
+    editor.symlink_to("somebody@somewhere")
+    assert git_state(code.parent)["dirty"]
+    editor.unlink()
     assert git_state(code.parent) == clean
 
 

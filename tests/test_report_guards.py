@@ -59,6 +59,15 @@ def test_runs_that_are_not_alike_are_told(tmp_path: Path, change: Callable[[Path
     assert said in line
 
 
+def test_a_run_that_waits_for_its_policy_has_no_protocol_that_could_differ(tmp_path: Path) -> None:
+    def wait(run: Path) -> None:
+        for path in run.iterdir():
+            path.unlink()
+        edit(run, "status.json", state="queued", error="its data is not there")
+
+    assert not any("protocols" in line for line in two_methods(tmp_path, wait))
+
+
 @pytest.mark.parametrize("key", ["policy_digest", "data_digest"])
 def test_other_data_or_policies_are_told(tmp_path: Path, key: str) -> None:
     def change(run: Path) -> None:

@@ -66,7 +66,7 @@ def _protocols(task: TaskSummary, runs: Sequence[Run]) -> list[str]:
     """Runs of one task put side by side though something that decides scores differs."""
     known = [run for run in runs if run.spec]
     found: list[tuple[str, list[str]]] = [
-        ("protocols", _differing(runs, lambda run: run.protocol)),
+        ("protocols", _differing([run for run in runs if run.spec or run.state != "queued"], lambda run: run.protocol)),
         ("thread counts", _differing(known, lambda run: run.threads)),
         ("data", _differing(known, lambda run: run.spec.get("data_digest"))),
         ("pre-trained policies", _differing(known, lambda run: run.spec.get("policy_digest"))),
