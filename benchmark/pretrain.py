@@ -2,22 +2,19 @@
 
     python -m benchmark.pretrain --task toy --out toy.pt
 
-Every window of `action_horizon` actions inside an episode is a sample, conditioned on the observation before its first
-action; the loss is the squared error of the predicted noise (Ho et al. 2020, eq. 14). What is saved is the exponential
-moving average of the weights.
+The training is in `benchmark.cloning`. A task with a published start takes the one of `CHECKPOINTS` averages whose
+return or success is nearest to it, so that fine-tuning has as much to improve as it had there; DPPO stopped the
+pre-training of Lift and Can early to the same end. Any other task takes the last.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import json
-import math
 import platform
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,185 +22,27 @@ import numpy as np
 import torch
 import tyro
 from numpy.typing import NDArray
-from torch import Tensor
 
+from benchmark.cloning import Progress, Trained, file_bytes, train
 from benchmark.data.access import load_data, read_task_data
-from benchmark.data.episodes import Dataset, Episodes
+from benchmark.data.episodes import Dataset
 from benchmark.data.registry import cache_dir
 from benchmark.evaluation import Played, evaluate
-from benchmark.policies import (
-    FORMAT,
-    RANGES,
-    Normalizer,
-    Pretrained,
-    installed_path,
-    load_pretrained,
-    policy_path,
-    unpack,
-)
+from benchmark.policies import FORMAT, Pretrained, installed_path, load_pretrained, policy_path, unpack
 from benchmark.policies.demonstrations import demonstrations_path, make_demonstrations, save_demonstrations
 from benchmark.provenance import version
 from benchmark.seeding import BASE_SEED, Streams
-from benchmark.store import load_checkpoint, read_json, write_bytes, write_json
-from benchmark.tasks import PretrainSettings, Task, get_task
+from benchmark.store import read_json, write_bytes, write_json
+from benchmark.tasks import Task, get_task
 from otpr.diffusion import DiffusionPolicy, SamplerSettings
 from otpr.method import ActionChunk
-from otpr.networks import polyak_update
 
 EVALUATION_EPISODES = 50
 SAMPLERS = {"ddpm-20": SamplerSettings(), "ddim-5": SamplerSettings(kind="ddim")}
-CHECKPOINT_SECONDS = 120.0  # between checkpoints of a training
-_REPORTS = 20  # loss reports per training
+CHECKPOINTS = 10  # evenly spaced over a training, among which one is chosen by the published start
 _HELP = """Make a task's pre-trained policy again. It is kept in the cache: asking for the same again returns at once.
 
 Example: python -m benchmark.pretrain --task hopper-local --out policy.pt"""
-
-Progress = Callable[[int, float], None]  # called with the gradient step and the mean loss since the last call
-
-
-def fit_normalizer(episodes: Episodes) -> Normalizer:
-    """The per-dimension ranges of observations and actions."""
-    return Normalizer(
-        observation_min=episodes.observations.min(axis=0),
-        observation_max=episodes.observations.max(axis=0),
-        action_min=episodes.actions.min(axis=0),
-        action_max=episodes.actions.max(axis=0),
-    )
-
-
-class Windows:
-    """All windows of one length inside the episodes, normalised, as batches."""
-
-    def __init__(self, episodes: Episodes, normalizer: Normalizer, size: int) -> None:
-        self.starts = torch.from_numpy(episodes.window_starts(size))  # (W,)
-        self.offsets = torch.arange(size)
-        self.observations = torch.from_numpy(normalizer.normalize_observations(episodes.observations))
-        self.actions = torch.from_numpy(normalizer.normalize_actions(episodes.actions))
-
-    def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """`size` windows drawn uniformly with replacement: actions (size, H, A), observations (size, O)."""
-        rows = self.starts[torch.randint(len(self.starts), (size,), generator=generator)]
-        return self.actions[rows[:, None] + self.offsets], self.observations[rows]
-
-
-def cosine_rate(settings: PretrainSettings, step: int) -> float:
-    """Learning rate of gradient step `step` in [0, gradient_steps): linear warm-up, then half a cosine."""
-    warmup = settings.warmup_steps
-    if step < warmup:
-        share = step / warmup
-    else:
-        share = 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / (settings.gradient_steps - warmup)))
-    return settings.final_learning_rate + (settings.learning_rate - settings.final_learning_rate) * share
-
-
-class Training:
-    """What a training needs to go on: its parts with a state, its generator, and how far it is."""
-
-    def __init__(
-        self, parts: dict[str, Any], generator: torch.Generator, report_every: int, progress: Progress | None
-    ) -> None:
-        self.parts, self.generator, self.report_every = parts, generator, report_every
-        self.progress = progress or (lambda step, loss: None)
-        self.step, self.total = 0, 0.0
-        self.reports: list[tuple[int, float]] = []  # gradient step and mean loss since the last one
-
-    def count(self, loss: float) -> None:
-        """Count a gradient step and its loss."""
-        self.step, self.total = self.step + 1, self.total + loss
-        if self.step % self.report_every == 0:
-            self.reports.append((self.step, self.total / self.report_every))
-            self.progress(*self.reports[-1])
-            self.total = 0.0
-
-    def save(self, path: Path) -> None:
-        """Write everything that changes over time.
-
-        Raises:
-            OSError: it cannot be written.
-        """
-        counters = {"step": self.step, "total": self.total, "reports": self.reports, "machine": _machine()}
-        parts = {name: part.state_dict() for name, part in self.parts.items()}
-        write_bytes(path, file_bytes(parts | counters | {"generator": self.generator.get_state()}))
-
-    def resume(self, path: Path) -> None:
-        """Go on from what `save` wrote, repeating its reports; from the start where it is damaged or of other bits."""
-        try:
-            state = load_checkpoint(path)
-        except ValueError:
-            return
-        if state.get("machine") != _machine():
-            return
-        for name, part in self.parts.items():
-            part.load_state_dict(state[name])
-        self.step, self.total, self.reports = state["step"], state["total"], state["reports"]
-        self.generator.set_state(state["generator"])
-        for report in self.reports:
-            self.progress(*report)
-
-
-def _machine() -> dict[str, Any]:
-    """What changes the last bits of a training, beside what its file is named after."""
-    return {"threads": torch.get_num_threads(), "torch": str(torch.__version__)}
-
-
-def pretrain(
-    task: Task,
-    episodes: Episodes,
-    data_digest: str,
-    generator: torch.Generator,
-    progress: Progress | None = None,
-    checkpoint: Path | None = None,
-) -> dict[str, Any]:
-    """Train a policy; the same arguments on the same machine give the same bits, also in several attempts.
-
-    Args:
-        episodes: the data, of the task's dimensions.
-        data_digest: what identifies it.
-        generator: draws the initial weights, then every batch and its noise.
-        progress: called about 20 times; of what earlier attempts did at once.
-        checkpoint: where the training is kept every `CHECKPOINT_SECONDS`, and goes on from where it is there.
-
-    Returns:
-        The contents of a policy file; see `benchmark.policies`.
-
-    Raises:
-        ValueError: no episode is as long as a chunk.
-        OSError: the checkpoint cannot be written.
-    """
-    normalizer = fit_normalizer(episodes)
-    windows = Windows(episodes, normalizer, task.action_horizon)
-    settings = task.pretraining.in_steps(len(windows.starts))
-    policy = DiffusionPolicy(task.build_network(generator))
-    average = policy.clone().requires_grad_(False)
-    averaged = list(average.parameters()), list(policy.parameters())
-    optimiser = torch.optim.AdamW(
-        policy.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-    )
-    report_every, kept = max(1, settings.gradient_steps // _REPORTS), time.monotonic()
-    parts = {"policy": policy, "average": average, "optimiser": optimiser}
-    training = Training(parts, generator, report_every, progress)
-    if checkpoint is not None and checkpoint.exists():
-        training.resume(checkpoint)
-    for step in range(training.step, settings.gradient_steps):
-        optimiser.param_groups[0]["lr"] = cosine_rate(settings, step)
-        loss = policy.bc_losses(*windows.batch(settings.batch_size, generator), generator).mean()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        if (step + 1) % settings.ema_every == 0 or step + 1 == settings.gradient_steps:
-            polyak_update(*averaged, 1.0 if step < settings.ema_start else 1.0 - settings.ema_decay)
-        training.count(loss.item())
-        if checkpoint is not None and time.monotonic() - kept >= CHECKPOINT_SECONDS:
-            training.save(checkpoint)
-            kept = time.monotonic()
-    return {
-        "format": FORMAT,
-        "task": task.name,
-        "denoising_steps": policy.denoising_steps,
-        "ema": {name: value.clone() for name, value in average.state_dict().items()},
-        "normalization": {name: torch.from_numpy(getattr(normalizer, name)) for name in RANGES},
-        "data_digest": data_digest,
-    }
 
 
 def evaluate_start(
@@ -226,6 +65,28 @@ def evaluate_start(
         env.close()
 
 
+def choose_checkpoint(task: Task, trained: Trained) -> tuple[int, dict[str, float]]:
+    """The gradient step of the average from which fine-tuning starts.
+
+    Returns:
+        The step of the average whose return (or success rate, where that is the score) with the sampler of the
+        pre-training is nearest `task.published_start`, and those of all averages by step; without a published
+        start the last step and nothing.
+    """
+    steps = sorted(trained.averages)
+    if task.published_start is None:
+        return steps[-1], {}
+    starts: dict[int, float] = {}
+    for step in steps:
+        pretrained = unpack(task, file_bytes(trained.at(step)), SamplerSettings(), f"the average of step {step}")
+        played = evaluate_start(task, pretrained, EVALUATION_EPISODES, SAMPLERS["ddpm-20"], torch.get_num_threads())
+        row = played.row(task, "any_step")
+        starts[step] = float(row["return_mean"] if task.success_reward is None else row["success_rate"])
+    published = task.published_start
+    chosen = min(steps, key=lambda step: abs(starts[step] - published))
+    return chosen, {str(step): round(start, 3) for step, start in starts.items()}
+
+
 def training_key(task: Task, data_digest: str, seed: int) -> str:
     """SHA-256 of all that decides the weights: the data, the sizes, the settings and the seed."""
     parts = {
@@ -234,6 +95,8 @@ def training_key(task: Task, data_digest: str, seed: int) -> str:
         "pretraining": dataclasses.asdict(task.pretraining),
         "denoising_steps": SamplerSettings().denoising_steps,
     }  # fmt: skip
+    if task.published_start is not None:
+        parts |= {"published_start": task.published_start, "checkpoints": CHECKPOINTS}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -262,25 +125,22 @@ def make_policy(task: Task, dataset: Dataset, seed: int, progress: Progress | No
     started = time.perf_counter()
     generator = Streams(BASE_SEED, task.name, seed).torch("pretraining")
     unfinished = path.with_suffix(".unfinished.pt")
-    state = pretrain(task, dataset.episodes, dataset.digest, generator, record, unfinished)
+    kept = 1 if task.published_start is None else CHECKPOINTS
+    trained = train(task, dataset.episodes, dataset.digest, generator, record, unfinished, kept)
     if "env_args" in dataset.attributes:
-        state["arguments"] = dataset.attributes["env_args"]
+        trained.contents["arguments"] = dataset.attributes["env_args"]
     seconds = time.perf_counter() - started
-    content = file_bytes(state)
+    step, starts = choose_checkpoint(task, trained)
+    content = file_bytes(trained.at(step))
     pretrained = unpack(task, content, SamplerSettings(), str(path))
     card = make_card(task, dataset, seed, pretrained)
+    if starts:
+        card |= {"published_start": task.published_start, "checkpoint": step, "checkpoint_starts": starts}
     card |= {"key": key, "seconds": round(seconds, 1), "loss": [round(loss, 5) for loss in losses]}
     write_bytes(path, content)
     write_json(path.with_suffix(".json"), card)
     unfinished.unlink(missing_ok=True)
     return path, False
-
-
-def file_bytes(state: dict[str, Any]) -> bytes:
-    """Tensors and plain values as the content of a file."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue()
 
 
 def make_card(task: Task, dataset: Dataset, seed: int, pretrained: Pretrained) -> dict[str, Any]:

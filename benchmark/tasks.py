@@ -227,14 +227,10 @@ def _local(
     pretraining: PretrainSettings,
     embedded: LoopSettings,
     published: LoopSettings | None = None,
-    start: float | None = None,
 ) -> Task:
     """The stand-in of a family on embedded data."""
     loops = {"embedded": embedded} | ({"published": published} if published else {})
-    return Task(
-        f"{family}-local", family, network=network, pretraining=pretraining, loops=loops, published_start=start,
-        **vars(simulator),
-    )  # fmt: skip
+    return Task(f"{family}-local", family, network=network, pretraining=pretraining, loops=loops, **vars(simulator))
 
 
 _GYM_LOCAL = PretrainSettings(gradient_steps=24_000, batch_size=128)
@@ -258,10 +254,9 @@ TASKS: dict[str, Task] = {
         _published("square", "square", _SQUARE, _SQUARE_NETWORK, _ROBOMIMIC_PRETRAINING, _SQUARE_LOOP, 0.44),
         _published("transport", "transport", _TRANSPORT, _TRANSPORT_NETWORK, _ROBOMIMIC_PRETRAINING, _SQUARE_LOOP,
                    0.18),
-        _local("hopper", _HOPPER, _GYM_NETWORK, _GYM_LOCAL, _GYM_SHORT, _GYM_LOOP, 1437.0),
-        _local("walker2d", _WALKER2D, _GYM_NETWORK, _WALK_LOCAL, _GYM_SHORT, _GYM_LOOP, 2850.0),
-        _local("halfcheetah", _HALFCHEETAH, _GYM_NETWORK, _WALK_LOCAL, _GYM_SHORT,
-               _GYM_LOOP, 4200.0),
+        _local("hopper", _HOPPER, _GYM_NETWORK, _GYM_LOCAL, _GYM_SHORT, _GYM_LOOP),
+        _local("walker2d", _WALKER2D, _GYM_NETWORK, _WALK_LOCAL, _GYM_SHORT, _GYM_LOOP),
+        _local("halfcheetah", _HALFCHEETAH, _GYM_NETWORK, _WALK_LOCAL, _GYM_SHORT, _GYM_LOOP),
         # Its demonstrator never touches some objects, so that their positions move by 1e-4 of noise in the data; where
         # an exploring policy hits one it would be seen at thousands (a test in tests/test_local_tasks.py shows it).
         replace(_local("kitchen", _KITCHEN, _KITCHEN_NETWORK, replace(_GYM_LOCAL, gradient_steps=20_000),

@@ -10,13 +10,14 @@ import os
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from benchmark import policies, pretrain, run
+from benchmark import cloning, policies, pretrain, run
 from benchmark.data.episodes import Dataset, Episodes
 from benchmark.envs.toy import toy_demonstrations
 from benchmark.policies import Normalizer, load_pretrained, policy_path, unpack
@@ -44,7 +45,7 @@ def dataset() -> Dataset:
 
 
 def trained(dataset: Dataset, task: Task = TOY, seed: int = 0) -> dict[str, Any]:
-    return pretrain.pretrain(task, dataset.episodes, dataset.digest, torch.Generator().manual_seed(seed))
+    return cloning.train(task, dataset.episodes, dataset.digest, torch.Generator().manual_seed(seed)).contents
 
 
 def saved(state: Any) -> bytes:
@@ -85,8 +86,8 @@ def test_a_constant_dimension_stays_finite() -> None:
 
 def test_windows_hold_consecutive_steps_of_one_episode(dataset: Dataset) -> None:
     episodes = dataset.episodes
-    normalizer = pretrain.fit_normalizer(episodes)
-    windows = pretrain.Windows(episodes, normalizer, 4)
+    normalizer = cloning.fit_normalizer(episodes)
+    windows = cloning.Windows(episodes, normalizer, 4)
     episode = np.repeat(np.arange(len(episodes.lengths)), episodes.lengths)
     starts = windows.starts.numpy()
     assert len(starts) == (episodes.lengths - 3).sum()
@@ -100,7 +101,7 @@ def test_windows_hold_consecutive_steps_of_one_episode(dataset: Dataset) -> None
 
 def test_learning_rate_falls_along_a_cosine() -> None:
     settings = PretrainSettings(gradient_steps=100)
-    rates = [pretrain.cosine_rate(settings, step) for step in range(100)]
+    rates = [cloning.cosine_rate(settings, step) for step in range(100)]
     assert rates[0] == settings.learning_rate
     assert all(a > b for a, b in itertools.pairwise(rates))
     assert rates[50] == pytest.approx((settings.learning_rate + settings.final_learning_rate) / 2)
@@ -115,8 +116,9 @@ def test_same_seed_same_bits(dataset: Dataset) -> None:
 
 
 def test_an_interrupted_training_goes_on_to_the_same_bits(dataset: Dataset, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(pretrain, "CHECKPOINT_SECONDS", 0.0)
-    place, ends, reports = tmp_path / "part.pt", [7, 15], []
+    monkeypatch.setattr(cloning, "CHECKPOINT_SECONDS", 0.0)
+    place, reports = tmp_path / "part.pt", []
+    ends: list[int] = []  # numbers of reports at which attempts are interrupted
     losses = []  # one for each gradient step that was taken
     take = DiffusionPolicy.bc_losses
     monkeypatch.setattr(DiffusionPolicy, "bc_losses", lambda *arguments: losses.append(0) or take(*arguments))
@@ -126,13 +128,15 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(dataset: Dataset, tmp_
         if ends and len(reports) == ends[0]:
             raise KeyboardInterrupt
 
-    def attempt(task: Task = TOY) -> dict[str, Any]:
+    def attempt(checkpoint: Path | None = place) -> dict[int, Any]:
         reports.clear()
         losses.clear()
         generator = torch.Generator().manual_seed(0)
-        return pretrain.pretrain(task, dataset.episodes, dataset.digest, generator, note, place)
+        return cloning.train(TOY, dataset.episodes, dataset.digest, generator, note, checkpoint, 3).averages
 
-    whole = trained(dataset)
+    whole = attempt(None)
+    assert list(whole) == [13, 26, 40]
+    ends += [7, 15]
     for steps in (14, 17):  # of which the last is taken again
         with pytest.raises(KeyboardInterrupt):
             attempt()
@@ -147,7 +151,7 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(dataset: Dataset, tmp_
 
 
 def test_what_is_kept_of_a_training_goes_with_its_end(dataset: Dataset, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(pretrain, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(cloning, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(pretrain, "EVALUATION_EPISODES", 4)
 
     def interrupt(step: int, loss: float) -> None:
@@ -175,7 +179,7 @@ def test_training_lowers_the_loss(dataset: Dataset) -> None:
     losses: list[float] = []
     task = dataclasses.replace(TOY, pretraining=settings)
     generator = torch.Generator().manual_seed(0)
-    pretrain.pretrain(task, dataset.episodes, dataset.digest, generator, lambda _, loss: losses.append(loss))
+    cloning.train(task, dataset.episodes, dataset.digest, generator, lambda _, loss: losses.append(loss))
     assert len(losses) == 20
     assert losses[-1] < 0.5 * losses[0]
 
@@ -185,7 +189,7 @@ def test_second_call_comes_from_the_cache(dataset: Dataset, monkeypatch: pytest.
     path, cached = pretrain.make_policy(TOY, dataset, 0)
     assert not cached
     first = path.read_bytes()
-    monkeypatch.setattr(pretrain, "pretrain", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(pretrain, "train", lambda *_: pytest.fail("trained again"))
     assert pretrain.make_policy(TOY, dataset, 0) == (path, True)
     assert path.read_bytes() == first
     assert set(read_json(path.with_suffix(".json"))["start_return"]) == set(pretrain.SAMPLERS)
@@ -193,6 +197,38 @@ def test_second_call_comes_from_the_cache(dataset: Dataset, monkeypatch: pytest.
     keys = [pretrain.training_key(task, digest, seed) for task, digest, seed in
             ((TOY, "a", 0), (TOY, "a", 1), (TOY, "b", 0), (other, "a", 0))]  # fmt: skip
     assert len(set(keys)) == 4
+
+
+def test_a_task_of_the_papers_starts_from_the_average_nearest_their_start(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretrain, "CHECKPOINTS", 4)
+    monkeypatch.setattr(pretrain, "EVALUATION_EPISODES", 4)
+    trained = cloning.train(TOY, dataset.episodes, dataset.digest, torch.Generator().manual_seed(0), averages=4)
+    assert list(trained.averages) == [10, 20, 30, 40]
+    assert pretrain.choose_checkpoint(TOY, trained) == (40, {})
+    assert not torch.equal(*(trained.averages[step]["network.mlp_mean.layers.0.bias"] for step in (10, 20)))
+    assert trained.at(10)["ema"] is trained.averages[10] and trained.at(40) == trained.contents
+
+    returns = iter([0.1, 0.5, 0.3, 0.9] * 2)
+    task, played = dataclasses.replace(TOY, published_start=0.35), []
+
+    def evaluate_start(task: Task, pretrained: Any, *_: Any) -> Any:
+        played.append(pretrained.digest)
+        mean = next(returns, 0.0)
+        return SimpleNamespace(row=lambda *_: {"return_mean": mean, "success_rate": mean, "episodes": 4},
+                               returns=np.array([mean]))  # fmt: skip
+
+    monkeypatch.setattr(pretrain, "evaluate_start", evaluate_start)
+    assert pretrain.choose_checkpoint(task, trained) == (30, {"10": 0.1, "20": 0.5, "30": 0.3, "40": 0.9})
+    assert len(set(played)) == 4
+    path, _ = pretrain.make_policy(task, dataset, 0)
+    card = read_json(path.with_suffix(".json"))
+    assert (card["checkpoint"], card["published_start"], card["checkpoint_starts"]["30"]) == (30, 0.35, 0.3)
+    kept = load_pretrained(task, path=path).policy.state_dict()
+    path, _ = pretrain.make_policy(TOY, dataset, 0)
+    last = load_pretrained(TOY, path=path).policy.state_dict()
+    assert any(not torch.equal(kept[name], last[name]) for name in last)
 
 
 def test_evaluation_repeats_itself(dataset: Dataset) -> None:
