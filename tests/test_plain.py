@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,9 +15,10 @@ from benchmark.envs import make_env
 from benchmark.finetune import Collector
 from benchmark.policies import Normalizer
 from benchmark.seeding import BASE_SEED, Streams
+from benchmark.speed.contenders import COMPILER
 from benchmark.speed.learning import TASK, make_method
 from benchmark.speed.plain import PlainCollector
-from benchmark.speed.plain_methods import PLAIN
+from benchmark.speed.plain_methods import PLAIN, compile_networks
 from benchmark.speed.plain_networks import PlainPolicy, plain_layers
 from otpr.diffusion import SamplerSettings
 from otpr.method import ActionChunk, Rollout
@@ -85,11 +87,17 @@ def trained(method: Any) -> dict[str, list[torch.Tensor]]:
     return {name: [p.detach().clone() for p in part.parameters()] for name, part in parts.items()}
 
 
-@pytest.mark.parametrize("name", list(PLAIN))
-def test_both_learn_the_same(name: str, plain_collector: PlainCollector) -> None:
+@pytest.mark.parametrize(
+    ("name", "compiled"), [*((name, False) for name in PLAIN), pytest.param("idql", True, marks=pytest.mark.slow)]
+)
+def test_both_learn_the_same(name: str, compiled: bool, plain_collector: PlainCollector) -> None:
+    if compiled and shutil.which(COMPILER) is None:
+        pytest.skip(f"no {COMPILER}")
     ours, _ = make_method(name, ENVS, CHUNKS, overrides=OVERRIDES[name])
     twin: Any = make_method(name, ENVS, CHUNKS, overrides=OVERRIDES[name])[0]
     plain, collector = PLAIN[name](twin, TASK.network.activation), our_collector()
+    if compiled:
+        compile_networks(plain)
     start = trained(plain)
     for _ in range(3):
         plain_rollout, rollout = plain_collector.collect(plain.act), collector.collect(ours.act)

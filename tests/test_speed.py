@@ -208,10 +208,12 @@ def test_references_and_aims() -> None:
         return Outcome(contender, parts, 1e9, 100, [Iteration(parts[0], parts[0], 1, 2**30)] * 2)
 
     plain, ours, otpr = Contender("idql", plain=True), Contender("idql"), Contender("otpr")
-    outcomes = {c: made(c, s) for c, s in ((plain, 4.0), (ours, 2.0), (otpr, 2.5))}
+    compiled = Contender("idql", plain=True, compiled=True)
+    outcomes = {c: made(c, s) for c, s in ((plain, 4.0), (compiled, 3.2), (ours, 2.0), (otpr, 2.5))}
     products = {"float32": [10.0, 10.0]}
     first = {c.label: iterations.figures_of(outcomes[c], outcomes, products)[0] for c in outcomes}
     assert first["idql, plain, float32"] == Figure("GFLOP/s", 0.25)
+    assert first["idql, plain with torch.compile, float32"] == Figure("x plain", 1.25)
     assert first["idql, ours, float32"] == Figure("x plain", 2.0, 1.5)
     assert first["otpr, ours, float32"] == Figure("of idql's rate", 0.8, 0.85)
     assert not any(
@@ -293,7 +295,8 @@ def test_command_writes_its_json(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(command, "DEFAULT", TINY)
-    monkeypatch.setattr(iterations, "GROUPS", ((Contender("dppo"),),))
+    compiled = Contender("dppo", plain=True, compiled=True)  # which takes part with --full alone
+    monkeypatch.setattr(iterations, "GROUPS", ((Contender("dppo"), compiled),))
     path = tmp_path / "new" / "speed.json"
     arguments = command.Arguments(parts=("matmul", "iteration"), threads=1, json=path)
     assert command.main(arguments) == 0

@@ -52,6 +52,7 @@ FULL = Sizes(
     iteration_turns=5,
     iteration_chunks=500,
     replay_iteration_chunks=100,
+    compiled=True,
     matmul_size=4096,
 )
 PARTS: dict[str, Callable[[Sizes, int], list[Row]]] = {
@@ -84,7 +85,8 @@ class Arguments:
     parts: tuple[str, ...] = ()
     """Only these of physics, robosuite, sampling, iteration, matmul (default: all these), update, growth, profile."""
     full: bool = False
-    """Published sizes, 5 turns of iterations (of 100 of the 500 chunks where there is a replay): an hour on 2 cores."""
+    """Published sizes, 5 turns of iterations (of 100 of the 500 chunks where there is a replay), torch.compile on the
+    plain ones beside them: over an hour on 2 cores."""
     threads: int | None = None
     """Threads of physics (not robosuite's) and tensors (default: all cores that this process may use)."""
     json: Path | None = None

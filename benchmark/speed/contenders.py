@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import os
+import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -20,9 +22,10 @@ from benchmark.seeding import BASE_SEED, Streams
 from benchmark.speed.learning import PROTOCOL, TASK, make_method, synthetic_rollout, update_once, weak_normalizer
 from benchmark.speed.measuring import OperationCounter, resident_memory
 from benchmark.speed.plain import PlainCollector
-from benchmark.speed.plain_methods import PLAIN
+from benchmark.speed.plain_methods import PLAIN, compile_networks
 from otpr.precision import precision_context
 
+COMPILER = os.environ.get("CXX", "g++")  # of torch.compile
 EQUAL = ("replay_ratio", "batch_size", "candidates")  # settings that OTPR takes from IDQL for the comparison
 
 
@@ -33,11 +36,13 @@ class Contender:
     method: str
     plain: bool = False
     precision: str = "float32"
+    compiled: bool = False  # a plain one whose networks torch.compile has translated
 
     @property
     def label(self) -> str:
         """As a row names it."""
-        return f"{self.method}, {'plain' if self.plain else 'ours'}, {self.precision}"
+        kind = "plain with torch.compile" if self.compiled else "plain" if self.plain else "ours"
+        return f"{self.method}, {kind}, {self.precision}"
 
 
 @dataclass(frozen=True)
@@ -93,10 +98,12 @@ class Learner:
     """A method that collects and learns in this process, iteration by iteration.
 
     Raises:
-        ImportError, ValueError: see `make_method`.
+        ImportError, ValueError: see `make_method`; also a compiler that is missing.
     """
 
     def __init__(self, contender: Contender, envs: int, chunks: int, threads: int) -> None:
+        if contender.compiled and shutil.which(COMPILER) is None:
+            raise ValueError(f"torch.compile needs a compiler, and there is no {COMPILER}")
         if not contender.plain:
             keep_freed_memory()  # as every run of ours does
         self.contender, self.counter = contender, OperationCounter()
@@ -142,7 +149,11 @@ class Learner:
         if hasattr(self.method, "replay"):
             self._fill_replay()
         with self.counter:
-            return self.iterate()
+            counted = self.iterate()
+        if self.contender.compiled:  # now, since nothing compiled can be counted
+            compile_networks(self.method)
+            self.iterate()
+        return counted
 
     def _fill_replay(self) -> None:
         """One rollout, as often as the replay holds it."""

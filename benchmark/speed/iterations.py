@@ -33,14 +33,19 @@ ITERATION_RATE, ITERATION_GIB = 1500, 2.0  # aims of a whole DPPO iteration on 2
 PRODUCTS = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # element types of the matrix products beside them
 
 
+def _plain(method: str) -> tuple[Contender, Contender]:
+    """The plain one as it comes, then with its networks compiled."""
+    return Contender(method, plain=True), Contender(method, plain=True, compiled=True)
+
+
 # Those of one group take turns with each other. OTPR stands beside IDQL, from which it was made.
 GROUPS: tuple[tuple[Contender, ...], ...] = (
-    (Contender("dppo", plain=True), *(Contender("dppo", precision=p) for p in PRECISIONS)),
+    (*_plain("dppo"), *(Contender("dppo", precision=p) for p in PRECISIONS)),
     (
-        Contender("idql", plain=True),
+        *_plain("idql"),
         *(Contender(method, precision=p) for p in PRECISIONS for method in ("idql", "otpr")),
     ),
-    (Contender("dql", plain=True), *(Contender("dql", precision=p) for p in PRECISIONS)),
+    (*_plain("dql"), *(Contender("dql", precision=p) for p in PRECISIONS)),
 )
 AIMS = {  # least ratio to the reference, by method and precision
     ("dppo", "float32"): 2.0,
@@ -90,7 +95,7 @@ def outcome(seat: Seat, envs: int, chunks: int) -> Outcome:
 
 def reference_of(contender: Contender) -> Contender | None:
     """What it is compared with: the plain method; our IDQL for OTPR."""
-    if contender.plain:
+    if contender.plain and not contender.compiled:
         return None
     if contender.method == "otpr":
         return dataclasses.replace(contender, method="idql")
@@ -103,7 +108,7 @@ def figures_of(one: Outcome, others: dict[Contender, Outcome], products: dict[st
     reference = reference_of(contender)
     if reference in others:
         name = "x plain" if others[reference].contender.plain else f"of {reference.method}'s rate"
-        aim = AIMS.get((contender.method, contender.precision))
+        aim = None if contender.plain else AIMS.get((contender.method, contender.precision))
         figures.append(Figure(name, ratio(one.rates, others[reference].rates), aim))
     if contender == Contender("dppo"):
         figures.append(Figure(f"of {ITERATION_RATE:,} env steps/s", median(one.rates) / ITERATION_RATE, 1.0))
@@ -166,4 +171,5 @@ def measure_product(size: int, precision: str) -> list[float]:
 
 def iteration(sizes: Sizes, threads: int) -> list[Row]:
     """Whole iterations of every group."""
-    return [row for contenders in GROUPS for row in measure_group(contenders, sizes, threads)]
+    groups = ([one for one in group if sizes.compiled or not one.compiled] for group in GROUPS)
+    return [row for contenders in groups for row in measure_group(contenders, sizes, threads)]

@@ -35,6 +35,7 @@ class Sizes:
     iteration_turns: int = 5
     iteration_chunks: int = 125  # per environment, of DPPO: a multiple of this, so that minibatches are whole
     replay_iteration_chunks: int = 6  # the same of the methods with a replay
+    compiled: bool = False  # whether plain methods take part with torch.compile too, which takes minutes to translate
     profile_envs: int = 50  # at most so many
     matmul_size: int = 2048
     growth_turns: int = 3  # processor seconds need few

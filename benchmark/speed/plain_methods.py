@@ -282,3 +282,16 @@ class PlainDQL(PlainOffPolicy):
 
 
 PLAIN = {"dppo": PlainDPPO, "idql": PlainIDQL, "dql": PlainDQL}
+
+
+def compile_networks(method: PlainDPPO | PlainOffPolicy) -> None:
+    """Have torch.compile translate what a user would: the denoising steps, the cloning loss's network, the critics."""
+    for part in list(vars(method).values()):
+        if isinstance(part, PlainPolicy):
+            part.network.compile()
+            part.mean_std = torch.compile(part.mean_std)
+        elif isinstance(part, nn.ModuleList):
+            for network in part:
+                network.compile()
+        elif isinstance(part, nn.Sequential):
+            part.compile()
