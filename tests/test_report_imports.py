@@ -217,6 +217,8 @@ def test_published_curves_behind_ours(tmp_path: Path) -> None:
         and "| hopper-local | hopper-medium-v2 | dql |" not in text
     )
     assert "mujoco-py 2.1" in text and "time limits are terminal" in text
+    assert "| hopper-local | hopper-medium-v2 | idql | 1,349 | 3,150 | 3,150 | 990 | 71,280,000 | 8.830 |" in text
+    assert "| can |" not in text and "DPPO_mine" in text
     # They are no runs of this comparison.
     assert {row["source"] for row in read_csv(folder / "data.csv")} == {""}
     plain = report.write_report(tmp_path)
@@ -230,6 +232,10 @@ def test_published_curves_alone(tmp_path: Path) -> None:
         "kitchen-partial-v0",
         "square",
     }
+    assert (
+        "| square | square | dppo | 0.440 | 0.995 | 1.000 | – | 14,400,000 | 2.680 |"
+        in (folder / "summary.md").read_text()
+    )
 
 
 def test_colours_of_methods_from_elsewhere_differ_and_stay() -> None:

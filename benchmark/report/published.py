@@ -1,4 +1,4 @@
-"""Published learning curves, carried as data (`data/`), as runs like any other.
+"""Published learning curves, carried as data (`data/`), as runs like any other; single runs whose ends alone are known.
 
 A published `dql` regularises towards the policy's own actions, as DPPO's repository runs it: here that is `dql-dppo`.
 The published OTPR-M is what the suites call `otpr`.
@@ -53,6 +53,35 @@ SUPPLEMENT = Source(
     "seeds, averaging and evaluation episodes are not stated; robomimic's data; one curve a method",
 )
 SOURCES = (REINFLOW, SUPPLEMENT)
+RERUN = Source(
+    "Single runs",
+    "one seed of DPPO's code v0.6 with its configurations and checkpoints, by a third party "
+    "(github.com/canimiliya/DPPO_mine; RTX 5060 Ti)",
+    "the protocol of DPPO's code; one seed decides nothing, and the best evaluation was chosen by its own value",
+)
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """The ends of one published run: returns, or success rates on robomimic, and what it took."""
+
+    task: str
+    method: str
+    initial: float
+    final: float
+    best: float
+    best_iteration: float  # NaN where it is not told
+    env_steps: float
+    hours: float
+
+
+def read_reruns() -> list[Rerun]:
+    """The published single runs of which only the ends are known."""
+    rows = _rows("dppo_rerun.csv")
+    return [
+        Rerun(row.pop("task"), row.pop("method"), **{key: float(value or "nan") for key, value in row.items()})
+        for row in rows
+    ]
 
 
 def _rows(name: str) -> Iterator[dict[str, str]]:

@@ -11,7 +11,7 @@ from benchmark.envs import LOCOMOTION
 from benchmark.report.cells import ALL_TASKS, Cell, Summary, TaskSummary
 from benchmark.report.comparisons import Comparison, best_and_tied, tested_pairs
 from benchmark.report.curves import published_at
-from benchmark.report.published import counterpart
+from benchmark.report.published import Rerun, counterpart
 from benchmark.report.records import Run
 from benchmark.report.scalars import THRESHOLDS, Reached
 from benchmark.report.table import Entry, Table, amount, number, span, whole, words
@@ -169,6 +169,20 @@ def published_table(summary: Summary, published: Sequence[Run]) -> Table | None:
             rows.append((*names, *theirs, *ours))
     note = "Published: plain means over seeds at the last published evaluation within our common budget."
     return Table("published", "Beside published curves", columns, tuple(rows), note, 4) if rows else None
+
+
+def rerun_table(summary: Summary, reruns: Sequence[Rerun]) -> Table | None:
+    """The ends of published single runs on these tasks, or None where there is none."""
+    columns = ("Task", "Published task", "Method", "Start", "End", "Best", "at iteration", "Env steps", "Hours")
+    rows = [
+        (*map(words, (task.task, one.task, one.method)), *map(number, (one.initial, one.final, one.best)),
+         *map(whole, (one.best_iteration, one.env_steps)), number(one.hours))
+        for task in summary.tasks
+        for one in reruns
+        if one.task == counterpart(task.task)
+    ]  # fmt: skip
+    note = "Returns; success rates on robomimic. IDQL's start acts by an untrained Q."
+    return Table("reruns", "Published single runs", columns, tuple(rows), note, 3) if rows else None
 
 
 def unscored_table(summary: Summary) -> Table | None:

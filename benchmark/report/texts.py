@@ -10,7 +10,7 @@ from benchmark import tables
 from benchmark.report import page, rules, sections, table
 from benchmark.report.cells import Summary
 from benchmark.report.comparisons import Comparison
-from benchmark.report.published import SOURCES
+from benchmark.report.published import RERUN, SOURCES, Rerun, Source
 from benchmark.report.records import Run
 from benchmark.report.settings import settings_table
 from benchmark.report.statistics import AGGREGATE_REPS, CURVE_REPS, MINIMUM_RUNS
@@ -59,6 +59,7 @@ class Report:
     pairs: Sequence[Comparison]
     warnings: Sequence[str]
     published: Sequence[Run]
+    reruns: Sequence[Rerun] = ()
 
     @property
     def lead(self) -> str:
@@ -116,17 +117,25 @@ def markdown(report: Report) -> str:
         parts += [title] if title else []
         for one in found:
             parts += [f"### {tables.escape_markdown(one.title)}", table.markdown(one)]
-    beside = sections.published_table(summary, report.published)
-    if beside:
-        parts += [f"## {beside.title}", *_origins(), table.markdown(beside)]
+    for found, origins in _published(report):
+        parts += [f"## {found.title}", *origins, table.markdown(found)]
     parts += rules.markdown(summary)
     unscored = sections.unscored_table(summary)
     parts += ["## Runs without a score", table.markdown(unscored) if unscored else "None: every run counts."]
     return "\n\n".join(parts) + "\n"
 
 
-def _origins() -> list[str]:
-    return [f"{source.label}: {source.origin}. Differences: {source.differences}." for source in SOURCES]
+def _published(report: Report) -> list[tuple[Table, tuple[str, ...]]]:
+    """The tables of what was published, each with where it comes from."""
+    found = [
+        (sections.published_table(report.summary, report.published), SOURCES),
+        (sections.rerun_table(report.summary, report.reruns), (RERUN,)),
+    ]
+    return [(one, _origins(sources)) for one, sources in found if one]
+
+
+def _origins(sources: Sequence[Source]) -> tuple[str, ...]:
+    return tuple(f"{one.label}: {one.origin}. Differences: {one.differences}." for one in sources)
 
 
 def _floats(found: Sequence[Table], caption: str, label: str) -> list[str]:
@@ -207,9 +216,8 @@ def html(report: Report, pictures: Sequence[page.Picture]) -> str:
     several = tuple(sections.comparison_tables(summary, pairs))
     if several:
         rest.append(page.Section("pairs", "Pairs", (_PAIRS, sections.multiple_comparisons(pairs)), several))
-    beside = sections.published_table(summary, report.published)
-    if beside:
-        rest.append(page.Section("published", "Published curves", tuple(_origins()), (beside,)))
+    for found, origins in _published(report):
+        rest.append(page.Section(f"{found.name}-section", found.title, origins, (found,)))
     acting = tuple(rules.found_tables(summary))
     if acting:
         rest.append(page.Section("rules", "Rules of acting", (rules.DEFINITIONS,), acting))

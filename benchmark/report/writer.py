@@ -88,7 +88,8 @@ def make_report(directory: Path, options: Options) -> Report:
     warnings = [seed_note] if seed_note else []
     warnings += [*guards.warnings(summary, runs), *notes]
     warnings += [f"{run.name}: {note}" for run in runs for note in run.notes]
-    return Report(runs, summary, compare_all(summary), warnings, behind)
+    reruns = published.read_reruns() if options.published else []
+    return Report(runs, summary, compare_all(summary), warnings, behind, reruns)
 
 
 def _write_tables(report: Report, folder: Path) -> None:
