@@ -27,7 +27,14 @@ from otpr.networks import polyak_update
 
 CHECKPOINT_SECONDS = 120.0  # between checkpoints of a training
 _REPORTS = 20  # loss reports per training
-_COUNTERS = ("step", "total", "averages", "reports", "circumstances")  # what a checkpoint holds beside its parts
+_COUNTERS = (
+    "step",
+    "total",
+    "seconds",
+    "averages",
+    "reports",
+    "circumstances",
+)  # what a checkpoint holds beside its parts
 
 Progress = Callable[[int, float], None]  # called with the gradient step and the mean loss since the last call
 
@@ -83,6 +90,7 @@ class Training:
         self.progress = progress or (lambda step, loss: None)
         self.circumstances = {"threads": torch.get_num_threads(), "torch": str(torch.__version__), "averages": kept}
         self.step, self.total = 0, 0.0
+        self.seconds, self.started = 0.0, time.perf_counter()  # what all attempts took up to then
         self.averages: dict[int, dict[str, Tensor]] = {}  # kept ones, by gradient step
         self.reports: list[tuple[int, float]] = []  # gradient step and mean loss since the last one
 
@@ -98,12 +106,19 @@ class Training:
         """Keep the average as it is now."""
         self.averages[self.step] = {name: value.clone() for name, value in average.state_dict().items()}
 
+    def clock(self) -> float:
+        """The seconds that all attempts took."""
+        now = time.perf_counter()
+        self.seconds, self.started = self.seconds + now - self.started, now
+        return self.seconds
+
     def save(self, path: Path) -> None:
         """Write everything that changes over time.
 
         Raises:
             OSError: it cannot be written.
         """
+        self.clock()
         counters = {name: getattr(self, name) for name in _COUNTERS}
         parts = {name: part.state_dict() for name, part in self.parts.items()}
         write_bytes(path, file_bytes(parts | counters | {"generator": self.generator.get_state()}))
@@ -132,10 +147,12 @@ class Trained:
     Attributes:
         contents: of its file; see `benchmark.policies`.
         averages: the moving averages of its weights that were kept, by gradient step; the last is the file's.
+        seconds: that the training took, in all attempts.
     """
 
     contents: dict[str, Any]
     averages: dict[int, dict[str, Tensor]]
+    seconds: float
 
     def at(self, step: int) -> dict[str, Any]:
         """The contents with the average of an earlier gradient step."""
@@ -199,7 +216,7 @@ def train(
         "format": FORMAT, "task": task.name, "denoising_steps": policy.denoising_steps,
         "ema": training.averages[training.step], "normalization": ranges, "data_digest": data_digest,
     }  # fmt: skip
-    return Trained(contents, training.averages)
+    return Trained(contents, training.averages, training.clock())
 
 
 def file_bytes(state: dict[str, Any]) -> bytes:

@@ -14,7 +14,6 @@ import hashlib
 import json
 import platform
 import sys
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -122,21 +121,19 @@ def make_policy(task: Task, dataset: Dataset, seed: int, progress: Progress | No
         if progress is not None:
             progress(step, loss)
 
-    started = time.perf_counter()
     generator = Streams(BASE_SEED, task.name, seed).torch("pretraining")
     unfinished = path.with_suffix(".unfinished.pt")
     kept = 1 if task.published_start is None else CHECKPOINTS
     trained = train(task, dataset.episodes, dataset.digest, generator, record, unfinished, kept)
     if "env_args" in dataset.attributes:
         trained.contents["arguments"] = dataset.attributes["env_args"]
-    seconds = time.perf_counter() - started
     step, starts = choose_checkpoint(task, trained)
     content = file_bytes(trained.at(step))
     pretrained = unpack(task, content, SamplerSettings(), str(path))
     card = make_card(task, dataset, seed, pretrained)
     if starts:
         card |= {"published_start": task.published_start, "checkpoint": step, "checkpoint_starts": starts}
-    card |= {"key": key, "seconds": round(seconds, 1), "loss": [round(loss, 5) for loss in losses]}
+    card |= {"key": key, "seconds": round(trained.seconds, 1), "loss": [round(loss, 5) for loss in losses]}
     write_bytes(path, content)
     write_json(path.with_suffix(".json"), card)
     unfinished.unlink(missing_ok=True)

@@ -21,7 +21,7 @@ from benchmark import cloning, policies, pretrain, run
 from benchmark.data.episodes import Dataset, Episodes
 from benchmark.envs.toy import toy_demonstrations
 from benchmark.policies import Normalizer, load_pretrained, policy_path, unpack
-from benchmark.store import read_json, write_bytes, write_json
+from benchmark.store import load_checkpoint, read_json, write_bytes, write_json
 from benchmark.tasks import TASKS, PretrainSettings, Task
 from otpr.diffusion import DiffusionPolicy, SamplerSettings
 
@@ -128,11 +128,15 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(dataset: Dataset, tmp_
         if ends and len(reports) == ends[0]:
             raise KeyboardInterrupt
 
+    spent: list[float] = []  # seconds of a training that came to its end
+
     def attempt(checkpoint: Path | None = place) -> dict[int, Any]:
         reports.clear()
         losses.clear()
         generator = torch.Generator().manual_seed(0)
-        return cloning.train(TOY, dataset.episodes, dataset.digest, generator, note, checkpoint, 3).averages
+        trained = cloning.train(TOY, dataset.episodes, dataset.digest, generator, note, checkpoint, 3)
+        spent.append(trained.seconds)
+        return trained.averages
 
     whole = attempt(None)
     assert list(whole) == [13, 26, 40]
@@ -142,7 +146,9 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(dataset: Dataset, tmp_
             attempt()
         assert len(losses) == steps
         ends.pop(0)
+    earlier = load_checkpoint(place)["seconds"]
     assert saved(attempt()) == saved(whole) and len(losses) == 11
+    assert spent[-1] > earlier > 0
     assert [step for step, _ in reports] == list(range(2, 41, 2))  # those of earlier attempts too
     place.write_bytes(b"damaged")
     assert saved(attempt()) == saved(whole) and len(losses) == 40
