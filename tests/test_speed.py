@@ -202,6 +202,20 @@ def test_the_published_iteration_is_put_together_from_parts() -> None:
     assert found.rates == [500 * 40 * 4 / found.seconds[0].total]
 
 
+def test_who_cannot_take_part_on_this_machine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    contender = Contender("idql", precision="bfloat16")
+    for feature in ("avx512bf16", "amx-bf16", "bf16"):
+        monkeypatch.setattr(contenders, "get_host_cpu_features", lambda feature=feature: {feature: True})
+        assert contender.lacking == ""
+    monkeypatch.setattr(contenders, "get_host_cpu_features", lambda: {"avx2": True, "avx512bf16": False})
+    monkeypatch.setattr(contenders, "COMPILER", "no-such-compiler")
+    compiled = Contender("idql", plain=True, compiled=True)
+    assert Contender("idql").lacking == ""
+    rounded, translated = measure_group((contender, compiled), TINY, 1)
+    assert rounded.note.startswith("not available: the processor has no instructions for bfloat16")
+    assert translated.note == "not available: torch.compile needs a compiler, and there is no no-such-compiler"
+
+
 def test_references_and_aims() -> None:
     def made(contender: Contender, seconds: float) -> Outcome:
         parts = [Parts(seconds / 2, seconds / 2, 0.0)] * 2

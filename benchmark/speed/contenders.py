@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from llvmlite.binding import get_host_cpu_features
 
 from benchmark.envs import make_env
 from benchmark.finetune import Collector
@@ -25,6 +26,7 @@ from benchmark.speed.plain import PlainCollector
 from benchmark.speed.plain_methods import PLAIN, compile_networks
 from otpr.precision import precision_context
 
+ROUNDING = ("avx512bf16", "amx-bf16", "bf16")  # names of processors' instructions for bfloat16
 COMPILER = os.environ.get("CXX", "g++")  # of torch.compile
 EQUAL = ("replay_ratio", "batch_size", "candidates")  # settings that OTPR takes from IDQL for the comparison
 
@@ -37,6 +39,16 @@ class Contender:
     plain: bool = False
     precision: str = "float32"
     compiled: bool = False  # a plain one whose networks torch.compile has translated
+
+    @property
+    def lacking(self) -> str:
+        """Why it cannot take part on this machine, or nothing."""
+        if self.compiled and shutil.which(COMPILER) is None:
+            return f"torch.compile needs a compiler, and there is no {COMPILER}"
+        features = get_host_cpu_features()
+        if self.precision == "bfloat16" and not any(features.get(name) for name in ROUNDING):
+            return "the processor has no instructions for bfloat16, and would take many times as long"
+        return ""
 
     @property
     def label(self) -> str:
@@ -98,12 +110,10 @@ class Learner:
     """A method that collects and learns in this process, iteration by iteration.
 
     Raises:
-        ImportError, ValueError: see `make_method`; also a compiler that is missing.
+        ImportError, ValueError: see `make_method`.
     """
 
     def __init__(self, contender: Contender, envs: int, chunks: int, threads: int) -> None:
-        if contender.compiled and shutil.which(COMPILER) is None:
-            raise ValueError(f"torch.compile needs a compiler, and there is no {COMPILER}")
         if not contender.plain:
             keep_freed_memory()  # as every run of ours does
         self.contender, self.counter = contender, OperationCounter()

@@ -138,14 +138,16 @@ def measure_group(contenders: Sequence[Contender], sizes: Sizes, threads: int) -
     chunks = sizes.iteration_chunks if on_policy else sizes.replay_iteration_chunks
     seats: list[Seat] = []
     missing: list[Row] = []
-    products: dict[str, list[float]] = {contender.precision: [] for contender in contenders}
     with ExitStack() as stack:
         for contender in contenders:
             try:
+                if contender.lacking:
+                    raise ValueError(contender.lacking)
                 seats.append(Seat(contender, sizes.envs, chunks, threads))
                 stack.callback(seats[-1].close)
             except (ImportError, ValueError) as error:
                 missing.append(Row("iteration", contender.label, "env steps/s", [], note=f"not available: {error}"))
+        products: dict[str, list[float]] = {seat.contender.precision: [] for seat in seats}
         for _ in range(sizes.iteration_turns):
             for seat in seats:
                 seat.turn()
