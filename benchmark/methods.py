@@ -59,9 +59,6 @@ class Arm:
 
 # OTPR-M: keypoints from expert pairs are part of the method as its paper's abstract states it.
 MASKED: dict[str, Any] = {"keypoints": 16, "guide_weight": 0.5, "expert_fraction": 0.25}
-# Without a bound on the action marginal the entropic plan is exp((u(s) + Q(s, a)) / epsilon): advantage-weighted
-# regression (Peng et al. 2019), and acting by softmax of Q among a state's candidates.
-SOFTMAX: dict[str, Any] = {"regulariser": "entropic", "action_bound": 1e9, "row_condition": "candidates"}
 
 ARMS: dict[str, Arm] = {
     "otpr": Arm("otpr.agent", "OTPR", MASKED),
@@ -70,7 +67,6 @@ ARMS: dict[str, Arm] = {
     "otpr-u-expert": Arm("otpr.agent", "OTPR", {"expert_fraction": 0.25}),
     "otpr-relaxed": Arm("otpr.agent", "OTPR", MASKED | {"action_bound": 4.0}),
     "otpr-conditional": Arm("otpr.agent", "OTPR", MASKED | {"action_bound": 4.0, "row_condition": "candidates"}),
-    "otpr-softmax": Arm("otpr.agent", "OTPR", SOFTMAX),
     "otpr-q": Arm("otpr.agent", "OTPR", MASKED | {"guidance": "q"}),
     "otpr-advantage": Arm("otpr.agent", "OTPR", MASKED | {"guidance": "advantage"}),
     "otpr-weighting": Arm("otpr.agent", "OTPR", MASKED | {"selection": False}),

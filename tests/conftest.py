@@ -58,7 +58,7 @@ def one_thread() -> Iterator[None]:
 
 
 # One arm for each way through the code; the others differ in numbers alone.
-DISTINCT_ARMS = ("frozen", "dppo", "idql", "dql", "otpr", "otpr-u", "otpr-conditional", "otpr-softmax", "otpr-released")
+DISTINCT_ARMS = ("frozen", "dppo", "idql", "dql", "otpr", "otpr-u", "otpr-conditional", "otpr-released")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

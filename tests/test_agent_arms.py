@@ -12,7 +12,7 @@ from agent_cases import CASE, MASKED, SMALL, batch_of, batch_of_any, make, pairs
 from test_offpolicy import collect, weights
 from torch import Tensor
 
-from benchmark.methods import ARMS, SOFTMAX, resolve_settings
+from benchmark.methods import ARMS, resolve_settings
 from benchmark.tasks import TASKS
 from otpr import agent, released
 from otpr.critic import expectile_choice
@@ -63,21 +63,6 @@ def test_the_advantage_as_transport_cost_has_the_plan_of_q() -> None:
 @torch.no_grad()  # where gradients are recorded other passes run, whose last bits may differ
 def one_sample(method: agent.OTPR, observations: Tensor) -> Tensor:
     return method.actor.sample(observations, False, torch.Generator().manual_seed(0))
-
-
-def test_without_a_bound_the_entropic_plan_weighs_by_the_exponential_advantage_and_draws_by_softmax_of_q() -> None:
-    method = trained(epsilon=1.0, **SOFTMAX)
-    assert method.transport.fits == 2
-    batch, temperature = batch_of(method), method.settings.epsilon / method.transport.factors[0]
-    candidates = sample_candidates(method.actor, batch.observations, 5, True, torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        q = method.candidate_q(batch.observations, candidates)
-        drawn = method.candidate_guidance(batch.observations, candidates)
-        weights = method.guidance(batch.observations, candidates)
-    torch.testing.assert_close(drawn / drawn.sum(1, keepdim=True), (q / temperature).softmax(1), atol=1e-4, rtol=1e-3)
-    level = temperature * weights.log() - q  # u(s) in units of Q, the same for all chunks of a state
-    torch.testing.assert_close(level, level[:, :1].expand_as(level), atol=1e-4, rtol=1e-3)
-    assert (weights > 0).all() and level[:, 0].std() > 0
 
 
 def test_weighting_alone_acts_with_one_sample_and_selection_alone_clones_evenly() -> None:

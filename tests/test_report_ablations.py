@@ -133,7 +133,6 @@ def test_labels_of_ablations() -> None:
         "otpr": "H (otpr)",
         "otpr-q": "Q (otpr-q)",
         "otpr-advantage": "A (otpr-advantage)",
-        "otpr-softmax": "exp(A) (otpr-softmax)",
     }
     assert list(ablations.labels("ablation_guidance", {"otpr-m", "otpr-q"})) == ["otpr-m", "otpr-q"]
     assert ablations.labels("ablation_mask", everything) == {

@@ -10,12 +10,7 @@ from benchmark.report.figures import Panel
 MINIMUM_ARMS = 2
 # By file stem: what each arm stands for, and the names it goes by, the first that is there being shown.
 ABLATIONS: dict[str, dict[str, tuple[str, ...]]] = {
-    "ablation_guidance": {
-        "H": ("otpr", "otpr-m"),
-        "Q": ("otpr-q",),
-        "A": ("otpr-advantage",),
-        "exp(A)": ("otpr-softmax",),
-    },
+    "ablation_guidance": {"H": ("otpr", "otpr-m"), "Q": ("otpr-q",), "A": ("otpr-advantage",)},
     "ablation_mask": {"M": ("otpr-m", "otpr"), "U": ("otpr-u",), "U + expert data": ("otpr-u-expert",)},
     "ablation_parts": {"both": ("otpr",), "weighting": ("otpr-weighting",), "selection": ("otpr-selection",)},
     "ablation_marginal": {

@@ -55,7 +55,6 @@ _STYLES = {
     "otpr-u-expert": Style("#661100", "P", "--"),
     "otpr-relaxed": Style("#332288", "<"),
     "otpr-conditional": Style("#CCAA33", "<", "--"),
-    "otpr-softmax": Style("#DDCC77", "D", "--"),
     "otpr-released": Style("#000000", ">"),
     "otpr-q": Style("#999933", "p"),
     "otpr-advantage": Style("#AA4499", "h"),
