@@ -301,11 +301,12 @@ class Settings:
         Raises:
             ValueError: a value outside its range.
         """
-        positive = ("actor_learning_rate", "critic_learning_rate", "clip_coef", "clip_base", "target_kl")
+        positive = ("actor_learning_rate", "critic_learning_rate", "clip_coef", "clip_base", "clip_rate", "target_kl")
         check_range(self, positive, 0, float("inf"), open_ends=True)
-        check_range(self, ("batch_size", "update_epochs", "ft_denoising_steps"), 1, float("inf"))
+        check_range(self, ("batch_size",), 2, float("inf"))  # the advantages of a minibatch are standardised
+        check_range(self, ("update_epochs", "ft_denoising_steps"), 1, float("inf"))
         check_range(self, ("discount", "denoising_discount", "gae_lambda"), 0, 1)
-        check_range(self, ("clip_rate", "vf_coef", "critic_warmup_iterations"), 0, float("inf"))
+        check_range(self, ("vf_coef", "critic_warmup_iterations"), 0, float("inf"))
         check_widths(self, "critic_hidden_dims")
         check_choice(self, "time_limit", ("bootstrap", "terminal", "ignore"))
 

@@ -129,7 +129,7 @@ class Training:
             state = load_checkpoint(path)
         except ValueError:
             return
-        if state.get("circumstances") != self.circumstances:
+        if not {*self.parts, *_COUNTERS, "generator"} <= state.keys() or state["circumstances"] != self.circumstances:
             return
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
@@ -179,9 +179,10 @@ def train(
         averages: how many of the averages to keep, evenly spaced over the gradient steps.
 
     Raises:
-        ValueError: no episode is as long as a chunk.
+        ValueError: no episode is as long as a chunk, or has the return that is asked for.
         OSError: the checkpoint cannot be written.
     """
+    episodes = episodes.of_positive_return() if task.pretraining.positive_returns else episodes
     normalizer = fit_normalizer(episodes)
     windows = Windows(episodes, normalizer, task.action_horizon)
     settings = task.pretraining.in_steps(len(windows.starts))

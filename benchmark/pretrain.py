@@ -67,6 +67,8 @@ def evaluate_start(
 def choose_checkpoint(task: Task, trained: Trained) -> tuple[int, dict[str, float]]:
     """The gradient step of the average from which fine-tuning starts.
 
+    The published successes count episodes with a whole rewarded chunk.
+
     Returns:
         The step of the average whose return (or success rate, where that is the score) with the sampler of the
         pre-training is nearest `task.published_start`, and those of all averages by step; without a published
@@ -79,7 +81,7 @@ def choose_checkpoint(task: Task, trained: Trained) -> tuple[int, dict[str, floa
     for step in steps:
         pretrained = unpack(task, file_bytes(trained.at(step)), SamplerSettings(), f"the average of step {step}")
         played = evaluate_start(task, pretrained, EVALUATION_EPISODES, SAMPLERS["ddpm-20"], torch.get_num_threads())
-        row = played.row(task, "any_step")
+        row = played.row(task, "whole_chunk")
         starts[step] = float(row["return_mean"] if task.success_reward is None else row["success_rate"])
     published = task.published_start
     chosen = min(steps, key=lambda step: abs(starts[step] - published))
@@ -95,7 +97,7 @@ def training_key(task: Task, data_digest: str, seed: int) -> str:
         "denoising_steps": SamplerSettings().denoising_steps,
     }  # fmt: skip
     if task.published_start is not None:
-        parts |= {"published_start": task.published_start, "checkpoints": CHECKPOINTS}
+        parts |= {"start": task.published_start, "checkpoints": CHECKPOINTS, "episodes": EVALUATION_EPISODES}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -48,6 +48,7 @@ class PretrainSettings:
     epochs: int = 0  # passes over all windows, instead of `gradient_steps`; 0: as many steps as that says
     warmup_epochs: int = 0  # instead of `warmup_steps`, where `epochs` is given
     ema_start_epochs: int = 0  # instead of `ema_start`, where `epochs` is given
+    positive_returns: bool = False  # leave out episodes whose return is not above 0
 
     def in_steps(self, windows: int) -> PretrainSettings:
         """The same for data of `windows` chunks, with every duration in gradient steps."""
@@ -197,8 +198,8 @@ _SQUARE_NETWORK = NetworkSettings((1024, 1024, 1024), "mish", 32, (512, 64))
 _TRANSPORT_NETWORK = NetworkSettings((1024, 1024, 1024), "mish", 32)
 
 # Pre-training as in DPPO v0.8: epochs, with the average of the weights kept from the 20th on.
-_GYM_PRETRAINING = PretrainSettings(epochs=200, batch_size=128, warmup_epochs=1, ema_start_epochs=20)
-_KITCHEN_PRETRAINING = replace(_GYM_PRETRAINING, epochs=3000)
+_KITCHEN_PRETRAINING = PretrainSettings(epochs=3000, batch_size=128, warmup_epochs=1, ema_start_epochs=20)
+_GYM_PRETRAINING = replace(_KITCHEN_PRETRAINING, epochs=200, positive_returns=True)
 _ROBOMIMIC_PRETRAINING = PretrainSettings(
     epochs=3000, batch_size=256, learning_rate=1e-4, final_learning_rate=1e-5, warmup_epochs=100, ema_start_epochs=20
 )

@@ -141,6 +141,7 @@ class OTPR(ImplicitQ):
         observations, chunks = self.transport_points()
         return self.transport.fit(observations, chunks, self.cost, 0 if self.keypoints is None else len(self.keypoints))
 
+    @torch.no_grad()
     def transport_points(self) -> tuple[Tensor, Tensor]:
         """States (b, O) and chunks (b, H, A) of a fit: keypoints, then replayed states, replayed and sampled chunks.
 

@@ -43,6 +43,11 @@ class SamplerSettings:
             raise ValueError(f"unknown sampler kind {self.kind!r}; valid: ddpm, ddim")
         if not 1 <= self.ddim_steps <= self.denoising_steps:
             raise ValueError(f"ddim_steps must be in 1..{self.denoising_steps}, got {self.ddim_steps}")
+        if self.kind == "ddim" and self.denoising_steps % self.ddim_steps:
+            # else the chain would begin below its noisiest steps, with draws that are too noisy for it
+            raise ValueError(
+                f"ddim_steps must divide the {self.denoising_steps} denoising steps, got {self.ddim_steps}"
+            )
         for name in ("exploration_std_floor", "logprob_std_floor", "evaluation_std_floor", "noise_clip", "x0_clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")

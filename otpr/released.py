@@ -28,9 +28,10 @@ from otpr.method import ActionChunk
 from otpr.potentials import Potentials
 from otpr.precision import backward
 
-# Settings of `otpr.agent` that would do nothing here, or not what they say; of warm fits there are none.
+# Settings of `otpr.agent` that would do nothing here, or not what they say.
 LACKING = (
     "guidance", "row_condition", "guide_weight", "regulariser", "policy_share", "action_bound", "transport_tolerance",
+    "transport_warm_steps",
 )  # fmt: skip
 
 
@@ -56,10 +57,10 @@ class ReleasedOTPR(agent.OTPR):
         assert self.expert is not None
         started = time.perf_counter()
         settings, flat = self.transport.settings, self.shape.action_horizon * self.shape.action_dim
-        fresh = torch.Generator().manual_seed(int(torch.randint(2**31, (1,), generator=self.generator)))
-        self.transport.potentials = Potentials(self.shape.observation_dim, flat, settings, fresh).to(
-            self.generator.device
-        )
+        device = self.generator.device
+        seed = int(torch.randint(2**31, (1,), generator=self.generator, device=device))
+        fresh = torch.Generator().manual_seed(seed)
+        self.transport.potentials = Potentials(self.shape.observation_dim, flat, settings, fresh).to(device)
         optimizer = torch.optim.Adam(self.transport.potentials.parameters(), lr=settings.learning_rate, fused=True)
         count = self.settings.keypoints
         density = torch.ones(1, 1)

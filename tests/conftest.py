@@ -21,7 +21,7 @@ TINY = {"n_envs": 8, "n_steps": 4, "iterations": 6, "eval_every": 2, "eval_episo
 
 def toy_spec(method: str, seed: int = 0, loop: dict[str, Any] | None = None, **overrides) -> RunSpec:
     """A run of well under a second on the toy task."""
-    sampler = {"kind": "ddim", "ddim_steps": 3}
+    sampler = {"kind": "ddim", "ddim_steps": 4}
     if method == "dppo":
         overrides = {"ft_denoising_steps": 2, **overrides}
     return make_spec("toy", method, seed, "embedded", TINY | (loop or {}), sampler, overrides, threads=1, device="cpu")

@@ -102,7 +102,10 @@ def test_the_released_arm_keeps_the_released_behaviour() -> None:
     torch.testing.assert_close(method.guidance(batch.observations, batch.actions[:, None])[:, 0], h)
 
 
-@pytest.mark.parametrize(("name", "value"), [("guidance", "q"), ("transport_tolerance", 0.5), ("guide_weight", 0.5)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("guidance", "q"), ("transport_tolerance", 0.5), ("transport_warm_steps", 5), ("guide_weight", 0.5)],
+)
 def test_the_released_arm_refuses_what_it_lacks(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{name}.* got {value!r}$"):
         released.Settings(**{name: value})

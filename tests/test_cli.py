@@ -344,6 +344,8 @@ def test_common_settings_reach_every_method_that_has_them_and_its_own_come_after
         (MINE + '[sampler]\nkind = "heun"', ["sampler", "heun", "ddim"]),
         (MINE + "[settings]\nidql = 3", ["settings.idql", "dict", "3"]),
         (MINE + "[settings.iddql]", ["iddql", "idql"]),
+        (MINE + "[settings.dppo]\nclip_coef = 0.1", ["'dppo'", "not one of its methods: frozen, idql"]),
+        (MINE + "[settings.idql]\nreply_ratio = 3.0", ["'idql'", "'reply_ratio'", "valid", "replay_ratio"]),
         (MINE + "[common_settings]\nreply_ratio = 3.0", ["reply_ratio", "none of", "frozen, idql"]),
         (MINE + '[common_settings]\nreplay_ratio = "3"', ["replay_ratio", "float", "'3'"]),
         (MINE + "[settings.idql]\ncritic_hidden_dims = [64.5]", ["critic_hidden_dims", "int", "64.5"]),

@@ -182,7 +182,15 @@ def test_ddim_evaluation_is_a_function_of_the_first_draw() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"kind": "flow"}, {"ddim_steps": 0}, {"ddim_steps": 21}, {"noise_clip": 0.0}, {"x0_clip": -1.0}]
+    "values",
+    [
+        {"kind": "flow"},
+        {"ddim_steps": 0},
+        {"ddim_steps": 21},
+        {"kind": "ddim", "ddim_steps": 7},
+        {"noise_clip": 0.0},
+        {"x0_clip": -1.0},
+    ],
 )
 def test_bad_sampler_settings_are_refused(values: dict) -> None:
     with pytest.raises(ValueError):

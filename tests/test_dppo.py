@@ -184,7 +184,7 @@ def test_clip_width_grows_from_base_to_coefficient() -> None:
     assert (width.diff() > 0).all()
 
 
-@pytest.mark.parametrize("values", [{"discount": 1.5}, {"batch_size": 0}, {"time_limit": "never"}])
+@pytest.mark.parametrize("values", [{"discount": 1.5}, {"batch_size": 1}, {"clip_rate": 0.0}, {"time_limit": "never"}])
 def test_bad_settings_are_refused(values: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
         Settings(**values)

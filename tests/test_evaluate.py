@@ -66,7 +66,7 @@ def test_a_checkpoint_of_before_the_first_iteration_gives_row_0(prepared, capsys
     assert row == {name: str(trainer.curve[0][name]) for name in COLUMNS}
 
 
-@pytest.mark.parametrize("ddim_steps", [None, 3])
+@pytest.mark.parametrize("ddim_steps", [None, 4])
 def test_a_task_gives_row_0_of_its_runs(ddim_steps: int | None, capsys) -> None:
     sampler = {} if ddim_steps is None else {"kind": "ddim", "ddim_steps": ddim_steps}
     trainer = Trainer(make_spec("toy", "frozen", 0, "embedded", TINY, sampler, {}, threads=1, device="cpu"))
@@ -86,6 +86,7 @@ def test_a_task_gives_row_0_of_its_runs(ddim_steps: int | None, capsys) -> None:
         ({"task": "toy", "episodes": 0}, ["--episodes", "0"]),
         ({"task": "toy", "seed": -1}, ["--seed", "-1"]),
         ({"task": "toy", "ddim_steps": 30}, ["ddim_steps", "1..20", "30"]),
+        ({"task": "toy", "ddim_steps": 11}, ["ddim_steps", "divide the 20", "11"]),
         ({"run": Path("somewhere"), "ddim_steps": 5}, ["--ddim-steps 5", "--task"]),
         ({"task": "toy", "rule": "best_q"}, ["best_q", "own"]),
         ({"task": "toy", "video": Path("film.avi")}, [".mp4", ".gif", "film.avi"]),

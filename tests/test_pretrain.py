@@ -82,6 +82,10 @@ def test_a_constant_dimension_stays_finite() -> None:
     constant = np.full(1, 0.1, dtype=np.float32)
     normalizer = Normalizer(constant, constant, constant, constant)
     assert normalizer.normalize_observations(constant[None].astype(np.float64))[0, 0] == -1
+    for value in (-1.0 / 3, 0.7, 1.7):  # of which float32 holds none
+        constant = np.full(1, value, dtype=np.float32)
+        normalizer = Normalizer(constant, constant, constant, constant)
+        assert normalizer.normalize_observations(np.full((1, 1), value))[0, 0] == -1
 
 
 def test_windows_hold_consecutive_steps_of_one_episode(dataset: Dataset) -> None:
@@ -97,6 +101,24 @@ def test_windows_hold_consecutive_steps_of_one_episode(dataset: Dataset) -> None
     np.testing.assert_array_equal(observations, normalizer.normalize_observations(episodes.observations[rows]))
     for offset in range(4):
         np.testing.assert_array_equal(actions[:, offset], normalizer.normalize_actions(episodes.actions[rows + offset]))
+
+
+def test_the_papers_gym_tasks_leave_out_episodes_without_a_positive_return(dataset: Dataset) -> None:
+    assert [name for name, task in TASKS.items() if task.pretraining.positive_returns] == [
+        "hopper-medium-v2", "walker2d-medium-v2", "halfcheetah-medium-v2",
+    ]  # fmt: skip
+    episodes = dataset.episodes
+    good = episodes.returns > 0
+    assert 0 < good.sum() < len(good)
+    kept = episodes.of_positive_return()
+    np.testing.assert_array_equal(kept.lengths, episodes.lengths[good])
+    np.testing.assert_array_equal(kept.returns, episodes.returns[good])
+    settings = dataclasses.replace(TOY.pretraining, positive_returns=True)
+    weights = trained(dataset, dataclasses.replace(TOY, pretraining=settings))
+    assert saved(weights) == saved(trained(dataclasses.replace(dataset, episodes=kept)))
+    worst = dataclasses.replace(episodes, rewards=-episodes.rewards)
+    with pytest.raises(ValueError, match="none of 30 episodes has a return above 0"):
+        worst.of_positive_return()
 
 
 def test_learning_rate_falls_along_a_cosine() -> None:

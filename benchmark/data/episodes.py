@@ -65,6 +65,17 @@ class Episodes:
             raise ValueError(f"no episode has {size} steps; the longest has {self.lengths.max()}")
         return starts
 
+    def of_positive_return(self) -> Episodes:
+        """Those whose return is above 0.
+
+        Raises:
+            ValueError: there is none.
+        """
+        kept = np.repeat(self.returns > 0, self.lengths)
+        if not kept.any():
+            raise ValueError(f"none of {len(self.lengths)} episodes has a return above 0")
+        return Episodes(*(getattr(self, name)[kept] for name in COLUMNS))
+
     def content_digest(self) -> str:
         """SHA-256 over all arrays, with their names and shapes."""
         digest = hashlib.sha256()

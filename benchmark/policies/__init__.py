@@ -72,7 +72,11 @@ class Normalizer:
 
 def _normalize(values: NDArray[Any], low: NDArray[np.float32], high: NDArray[np.float32]) -> NDArray[np.float32]:
     low64, high64 = low.astype(np.float64), high.astype(np.float64)
-    scaled = 2.0 * (np.asarray(values, dtype=np.float64) - low64) / (high64 - low64 + _RANGE_OFFSET) - 1.0
+    values64 = np.asarray(values, dtype=np.float64)
+    # A constant is divided by 1e-6 alone: the simulator's float64 must be rounded as the data were, or it comes out
+    # up to 0.02 beside what the policy was trained on.
+    values64 = np.where(low == high, values64.astype(np.float32), values64)
+    scaled = 2.0 * (values64 - low64) / (high64 - low64 + _RANGE_OFFSET) - 1.0
     return scaled.astype(np.float32)
 
 

@@ -12,7 +12,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-from benchmark.methods import adjust, conform, get_arm, setting_names
+from benchmark.methods import adjust, conform, setting_names
 
 FOLDER = Path(__file__).parent
 
@@ -80,8 +80,12 @@ def _check(suite: Suite, owner: str) -> None:
         if not any(name in setting_names(method) for method in suite.methods):
             raise ValueError(f"{owner}: common_settings.{name} is a setting of none of: {', '.join(suite.methods)}")
     for method, value in suite.settings.items():
-        get_arm(method)
-        conform(f"{owner}: settings.{method}", value, suite.loop)
+        names = setting_names(method)
+        if method not in suite.methods:
+            raise ValueError(f"{owner} sets {method!r}, not one of its methods: {', '.join(suite.methods)}")
+        for name in conform(f"{owner}: settings.{method}", value, suite.loop):
+            if name not in names:
+                raise ValueError(f"{owner}: {method!r} has no setting {name!r}; valid: {', '.join(names) or 'none'}")
 
 
 def parse_seeds(text: str) -> list[int]:
