@@ -19,9 +19,9 @@ import torch
 import tyro
 from torch import Tensor
 
-from benchmark.policies import FORMAT, installed_path, load_pretrained, policy_path, unpack
+from benchmark.policies import FORMAT, installed_path, load_pretrained, policy_path, unpack, write_policy
 from benchmark.policies.demonstrations import demonstrations_path
-from benchmark.store import read_json, write_bytes, write_json
+from benchmark.store import read_json, write_bytes
 from benchmark.tasks import Task, get_task
 from otpr.denoisers import TwoStageMLP
 from otpr.diffusion import SamplerSettings
@@ -126,12 +126,7 @@ def _install(task: Task, state: dict[str, Any], card: dict[str, Any], label: str
     buffer = io.BytesIO()
     torch.save(state, buffer)
     checked, target = unpack(task, buffer.getvalue(), SamplerSettings(), label), installed_path(task)
-    write_bytes(target, buffer.getvalue())
-    try:
-        write_json(target.with_suffix(".json"), card | {"sha256": checked.digest})
-    except OSError:
-        target.unlink()  # nobody can use it without its card
-        raise
+    write_policy(target, buffer.getvalue(), card | {"sha256": checked.digest})
     demonstrations_path(task).unlink(missing_ok=True)  # pairs beside an earlier policy have that one's normalisation
     return target
 
@@ -190,6 +185,8 @@ def export_policy(task: Task, out: Path) -> Path:
     ranges, buffer = io.BytesIO(), io.BytesIO()
     np.savez(ranges, **{theirs: getattr(pretrained.normalizer, ours) for theirs, ours in _ENTRIES.items()})
     statistics = out.with_name(NORMALIZATION)
+    if out.is_dir():
+        raise ValueError(f"{out} is a directory; give the file to write in it")
     if statistics.exists() and statistics.read_bytes() != ranges.getvalue():
         raise ValueError(f"{statistics}: is there already and differs from this policy's; choose another folder")
     torch.save(checkpoint, buffer)

@@ -50,8 +50,8 @@ class Arguments:
     """How to act: the method's own way, or another that it has (actor, best_q)."""
     video: Path | None = None
     """Film of the first episode: .mp4 (needs imageio-ffmpeg) or .gif."""
-    threads: int = 1
-    """Threads of a task's evaluation; a run has its own."""
+    threads: int | None = None
+    """Threads of a task's evaluation (default: 1); a run has its own."""
 
 
 def main(arguments: Arguments) -> int:
@@ -89,9 +89,11 @@ def check(arguments: Arguments) -> RunSpec:
         if value is not None and value < least:
             raise ValueError(f"--{name} must be at least {least}, got {value}")
     if arguments.run is None:
-        spec = pretrained_spec(arguments.task or "", arguments.threads, arguments.ddim_steps)
+        spec = pretrained_spec(arguments.task or "", arguments.threads or 1, arguments.ddim_steps)
     elif arguments.ddim_steps is not None:
         raise ValueError(f"--ddim-steps {arguments.ddim_steps} is an option of --task; a run has its own sampler")
+    elif arguments.threads is not None:
+        raise ValueError(f"--threads {arguments.threads} is an option of --task; a run has its own")
     else:
         paths = RunPaths(arguments.run)
         spec = load_spec(paths.spec)

@@ -86,6 +86,8 @@ def choose(suite: Suite, methods: Sequence[str], tasks: Sequence[str], seeds: st
         return [_with_seeds(replace(suite, **{key: names for key, names in wanted.items() if names}), seeds)]
     chosen = []
     for part in map(load_suite, suite.parts):
+        if part.parts or part.experiment:
+            raise ValueError(f"suite {suite.name!r}: its part {part.name!r} must have tasks and methods of its own")
         kept = {key: tuple(n for n in getattr(part, key) if n in (names or (n,))) for key, names in wanted.items()}
         if all(kept.values()):
             chosen.append(_with_seeds(replace(part, **kept), seeds))

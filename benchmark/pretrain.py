@@ -27,17 +27,20 @@ from benchmark.data.access import load_data, read_task_data
 from benchmark.data.episodes import Dataset
 from benchmark.data.registry import cache_dir
 from benchmark.evaluation import Played, evaluate
-from benchmark.policies import FORMAT, Pretrained, installed_path, load_pretrained, policy_path, unpack
+from benchmark.launch.lease import waited_for
+from benchmark.plan import check_writable
+from benchmark.policies import FORMAT, Pretrained, installed_path, load_pretrained, policy_path, unpack, write_policy
 from benchmark.policies.demonstrations import demonstrations_path, make_demonstrations, save_demonstrations
 from benchmark.provenance import version
 from benchmark.seeding import BASE_SEED, Streams
-from benchmark.store import read_json, write_bytes, write_json
+from benchmark.store import read_json
 from benchmark.tasks import Task, get_task
 from otpr.diffusion import DiffusionPolicy, SamplerSettings
 from otpr.method import ActionChunk
 
 EVALUATION_EPISODES = 50
 SAMPLERS = {"ddpm-20": SamplerSettings(), "ddim-5": SamplerSettings(kind="ddim")}
+_UNFINISHED = ".unfinished.pt"
 CHECKPOINTS = 10  # evenly spaced over a training, among which one is chosen by the published start
 _HELP = """Make a task's pre-trained policy again. It is kept in the cache: asking for the same again returns at once.
 
@@ -113,9 +116,21 @@ def make_policy(task: Task, dataset: Dataset, seed: int, progress: Progress | No
     """
     key = training_key(task, dataset.digest, seed)
     path = cache_dir() / "policies" / f"{task.name}-{key[:16]}.pt"
-    if path.exists() and path.with_suffix(".json").exists():
-        load_pretrained(task, path=path)
-        return path, True
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with waited_for(path.with_suffix(".lock")):  # whoever trains it already
+        if path.exists() and path.with_suffix(".json").exists():
+            load_pretrained(task, path=path)
+            return path, True
+        content, card = _trained(task, dataset, seed, path, progress)
+        write_policy(path, content, card | {"key": key})
+        path.with_suffix(_UNFINISHED).unlink(missing_ok=True)
+    return path, False
+
+
+def _trained(
+    task: Task, dataset: Dataset, seed: int, path: Path, progress: Progress | None
+) -> tuple[bytes, dict[str, Any]]:
+    """The contents of a policy file and of its card; the training is kept beside `path` while it lasts."""
     losses: list[float] = []
 
     def record(step: int, loss: float) -> None:
@@ -124,7 +139,7 @@ def make_policy(task: Task, dataset: Dataset, seed: int, progress: Progress | No
             progress(step, loss)
 
     generator = Streams(BASE_SEED, task.name, seed).torch("pretraining")
-    unfinished = path.with_suffix(".unfinished.pt")
+    unfinished = path.with_suffix(_UNFINISHED)
     kept = 1 if task.published_start is None else CHECKPOINTS
     trained = train(task, dataset.episodes, dataset.digest, generator, record, unfinished, kept)
     if "env_args" in dataset.attributes:
@@ -135,11 +150,7 @@ def make_policy(task: Task, dataset: Dataset, seed: int, progress: Progress | No
     card = make_card(task, dataset, seed, pretrained)
     if starts:
         card |= {"published_start": task.published_start, "checkpoint": step, "checkpoint_starts": starts}
-    card |= {"key": key, "seconds": round(trained.seconds, 1), "loss": [round(loss, 5) for loss in losses]}
-    write_bytes(path, content)
-    write_json(path.with_suffix(".json"), card)
-    unfinished.unlink(missing_ok=True)
-    return path, False
+    return content, card | {"seconds": round(trained.seconds, 1), "loss": [round(loss, 5) for loss in losses]}
 
 
 def make_card(task: Task, dataset: Dataset, seed: int, pretrained: Pretrained) -> dict[str, Any]:
@@ -183,6 +194,8 @@ def run(task_name: str, data: Path | None, out: Path | None, seed: int) -> None:
         OSError: a file cannot be written.
     """
     task = get_task(task_name)
+    if out is not None:
+        check_writable(out.parent)
     dataset = load_data(task.name) if data is None else read_task_data(task.name, data)
     path, cached = make_policy(task, dataset, seed, lambda step, loss: print(f"step {step}  loss {loss:.4f}"))
     card = read_json(path.with_suffix(".json"))
@@ -209,8 +222,7 @@ def install(task: Task, dataset: Dataset, source: Path, target: Path) -> None:
         OSError: a file cannot be written.
     """
     pretrained = load_pretrained(task, path=source)
-    write_bytes(target, source.read_bytes())
-    write_json(target.with_suffix(".json"), read_json(source.with_suffix(".json")))
+    write_policy(target, source.read_bytes(), read_json(source.with_suffix(".json")))
     save_demonstrations(task, dataset, pretrained.normalizer, target.with_name(f"{target.stem}-expert.pt"))
 
 

@@ -87,9 +87,11 @@ def cpu_model() -> str:
 
 
 def git_state(folder: Path) -> dict[str, str | None]:
-    """Commit and, where the checkout differs from it, the SHA-256 of the difference; None outside a checkout.
+    """Commit and, where the checkout differs from it, the SHA-256 of the difference.
 
-    What lies in results/ does not count; modules of the packages do, also before they are added.
+    None where the folder of a package does not lie at the top of a checkout: one around an environment that the
+    package was installed into is somebody else's. What lies in results/ does not count; modules of the packages do,
+    also before they are added.
     """
 
     def git(*arguments: str) -> bytes | None:
@@ -99,10 +101,12 @@ def git_state(folder: Path) -> dict[str, str | None]:
             return None
         return result.stdout
 
+    top = os.fsdecode((git("rev-parse", "--show-toplevel") or b"").strip())
+    if not top or Path(top).resolve() != folder.parent.resolve():
+        return {"commit": None, "dirty": None}
     commit, difference = git("rev-parse", "HEAD"), git("diff", "HEAD", "--", ":(top)", ":(top,exclude)results") or b""
     modules = (f":(top,glob){package}/**/*.py" for package in ("otpr", "baselines", "benchmark"))
     listed = git("ls-files", "--others", "--exclude-standard", "--full-name", "-z", "--", *modules) or b""
-    top = os.fsdecode((git("rev-parse", "--show-toplevel") or b"").strip())
     for name in filter(None, listed.split(b"\0")):
         difference += name
         with suppress(OSError):  # a link to nothing, as editors leave it, or deleted by now

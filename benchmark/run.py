@@ -12,7 +12,7 @@ Exit status 0: everything asked for is done; 1: some run is not; 2: bad input, n
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import itertools
 import os
 import signal
@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
+from benchmark.command_line import refuse_repeated
 from benchmark.data.access import data_present
 from benchmark.describe import describe, describe_data, describe_jobs, describe_waiting, why_waiting
 from benchmark.envs import why_not_here
@@ -100,6 +101,9 @@ def main(arguments: Arguments) -> int:
         jobs = launch.jobs(pending) if launcher == "slurm" else []
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a directory that cannot be searched, or a name that is too long
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
     if experiment:
         return run_experiment(experiment, out, arguments.dry_run)
@@ -212,6 +216,8 @@ def experiment_suite(arguments: Arguments) -> Suite | None:
     suite = load_suite(arguments.suite)
     if not suite.experiment:
         return None
+    if importlib.util.find_spec(suite.experiment.partition(".")[0]) is None:
+        raise ValueError(f"suite {suite.name!r}: no module {suite.experiment!r}")
     for name in ("methods", "tasks", "seeds", "set", "precision", "max_parallel", "retry_failed"):
         if getattr(arguments, name) != getattr(Arguments, name):
             raise ValueError(f"suite {suite.name!r} has no runs and takes no --{name.replace('_', '-')}")
@@ -286,7 +292,7 @@ def finish(runs: list[PlannedRun], out: Path) -> int:
         status = {"state": "queued"} | read_status(run.paths)
         if status["state"] != "done":
             states.add(status["state"])
-            print(f"{run.paths.root}: {status['state']}: {status.get('error')}", file=sys.stderr)
+            print(": ".join(filter(None, (str(run.paths.root), status["state"], status.get("error")))), file=sys.stderr)
     if states & set(ENDED):
         print("--retry-failed goes on with these from their last checkpoints", file=sys.stderr)
     return 1 if states else result
@@ -298,9 +304,13 @@ def _interrupt(*_: Any) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _interrupt)
+    refuse_repeated(sys.argv[1:], ("--methods", "--tasks"))
     try:
         status = main(tyro.cli(Arguments, description=__doc__, prog="python -m benchmark.run"))
         sys.stdout.flush()
+    except KeyboardInterrupt:  # while planning, or while the report is written
+        print("stopped; the same command goes on", file=sys.stderr)
+        status = 1
     except BrokenPipeError:  # who read the output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1

@@ -219,9 +219,14 @@ def watch(runs: Sequence[RunPaths], rows: list[dict[str, Any]]) -> list[dict[str
 
 def main(arguments: Arguments) -> int:
     """Print the status; returns the exit status."""
-    runs = find_runs(arguments.out)
-    if not runs:
-        print(f"error: no runs in {arguments.out}", file=sys.stderr)
+    try:
+        if arguments.watch and arguments.json:
+            raise ValueError("--watch shows a table; --json is for a single look")
+        runs = find_runs(arguments.out)
+        if not runs:
+            raise ValueError(f"no runs in {arguments.out}")
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
     rows = [status_row(paths) for paths in runs]
     if arguments.watch:

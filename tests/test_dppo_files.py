@@ -300,10 +300,12 @@ def test_a_full_disk_leaves_no_policy_without_its_card(tmp_path: Path, monkeypat
     def full(path: Path, value: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("benchmark.dppo_files.write_json", full)
-    with pytest.raises(OSError, match="No space"):
-        import_policy(lay_out(tmp_path, CASES[0], PRETRAINED), case_task(CASES[0]))
-    assert not list(installed_path(case_task(CASES[0])).parent.iterdir())
+    task = case_task(CASES[0])
+    for name in ("write_json", "write_bytes"):  # the card comes first: without a policy nobody looks for it
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+            patch.setattr(f"benchmark.policies.{name}", full)
+            import_policy(lay_out(tmp_path / name, CASES[0], PRETRAINED), task)
+        assert not installed_path(task).exists()
 
 
 def command(monkeypatch, *arguments: str) -> int:
@@ -317,6 +319,9 @@ def test_the_commands(tmp_path: Path, monkeypatch, capsys) -> None:
     assert command(monkeypatch, "import-policy", str(out), "--task", "toy") == 0
     assert "pre-trained policy (epoch 0)" in capsys.readouterr().out
     assert installed_path(get_task("toy")).exists()
+    (tmp_path / "other" / "folder").mkdir(parents=True)
+    assert command(monkeypatch, "export-policy", "toy", "--out", str(tmp_path / "other" / "folder")) == 2
+    assert "is a directory" in capsys.readouterr().err and not (tmp_path / "other" / "normalization.npz").exists()
     assert command(monkeypatch, "import-policy", str(out), "--task", "hopper-local") == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and "obs_min" in error

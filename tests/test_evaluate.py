@@ -88,6 +88,7 @@ def test_a_task_gives_row_0_of_its_runs(ddim_steps: int | None, capsys) -> None:
         ({"task": "toy", "ddim_steps": 30}, ["ddim_steps", "1..20", "30"]),
         ({"task": "toy", "ddim_steps": 11}, ["ddim_steps", "divide the 20", "11"]),
         ({"run": Path("somewhere"), "ddim_steps": 5}, ["--ddim-steps 5", "--task"]),
+        ({"run": Path("somewhere"), "threads": 3}, ["--threads 3", "--task"]),
         ({"task": "toy", "rule": "best_q"}, ["best_q", "own"]),
         ({"task": "toy", "video": Path("film.avi")}, [".mp4", ".gif", "film.avi"]),
         ({"run": Path("nowhere")}, ["nowhere", "spec.json"]),

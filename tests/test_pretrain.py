@@ -187,7 +187,7 @@ def test_what_is_kept_of_a_training_goes_with_its_end(dataset: Dataset, tmp_path
 
     with pytest.raises(KeyboardInterrupt):
         pretrain.make_policy(TOY, dataset, 0, interrupt)
-    (kept,) = (tmp_path / "cache" / "policies").iterdir()
+    (kept,) = (tmp_path / "cache" / "policies").glob("*.pt")
     path, _ = pretrain.make_policy(TOY, dataset, 0)
     assert kept.name == f"{path.stem}.unfinished.pt" and not kept.exists()
 

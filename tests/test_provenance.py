@@ -44,5 +44,12 @@ def test_only_code_that_differs_from_the_commit_is_a_change(tmp_path: Path) -> N
     assert git_state(code.parent) == clean
 
 
+def test_a_checkout_around_an_environment_is_somebody_elses(tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    installed = tmp_path / ".venv" / "site-packages" / "benchmark"
+    installed.mkdir(parents=True)
+    assert git_state(installed) == {"commit": None, "dirty": None}
+
+
 def test_outside_a_checkout_nothing_is_known(tmp_path: Path) -> None:
     assert git_state(tmp_path) == {"commit": None, "dirty": None}

@@ -11,6 +11,8 @@ import tempfile
 import threading
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -196,3 +198,19 @@ def _age(path: Path, file: IO[str]) -> float:
     """Seconds since the last heartbeat, by the clock of the file system, which a new file beside it tells."""
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".clock-", suffix=".tmp") as clock:
         return os.stat(clock.name).st_mtime - os.fstat(file.fileno()).st_mtime
+
+
+@contextmanager
+def waited_for(path: Path) -> Iterator[Lease]:
+    """Hold the lease of `path`, after whoever holds it."""
+    lease = Lease(path)
+    while True:
+        try:
+            lease.acquire()
+            break
+        except RunBusy:
+            time.sleep(1.0)
+    try:
+        yield lease
+    finally:
+        lease.release()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmark.launch import cluster
-from benchmark.launch.lease import Lease, LeaseLost, RunBusy, held
+from benchmark.launch.lease import LeaseLost, held, waited_for
 from benchmark.launch.local import last_line, mark_dead
 from benchmark.launch.slurm import FOLDER, Array, SlurmOptions, arrays, make_executor
 from benchmark.plan import PlannedRun, prepare
@@ -169,19 +168,3 @@ class Sweep:
 def is_alive(job: tuple[str, str] | None) -> bool:
     """Whether a job, as `cluster.job_states` gives it, runs or will run."""
     return job is not None and job[0] in cluster.LIVE
-
-
-@contextmanager
-def waited_for(path: Path) -> Iterator[Lease]:
-    """Hold the lease of `path`, after whoever holds it."""
-    lease = Lease(path)
-    while True:
-        try:
-            lease.acquire()
-            break
-        except RunBusy:
-            time.sleep(1.0)
-    try:
-        yield lease
-    finally:
-        lease.release()

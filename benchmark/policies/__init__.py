@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmark.data.registry import cache_dir
-from benchmark.store import read_json
+from benchmark.store import read_json, write_bytes, write_json
 from benchmark.tasks import Task
 from otpr.denoisers import DenoisingMLP, TwoStageMLP
 from otpr.diffusion import DiffusionPolicy, SamplerSettings
@@ -110,6 +111,17 @@ def policy_path(task: Task) -> Path:
     """
     installed = installed_path(task)
     return installed if installed.exists() else Path(task.policy) if task.policy else FOLDER / f"{task.name}.pt"
+
+
+def write_policy(path: Path, content: bytes, card: Mapping[str, Any]) -> None:
+    """Write a policy file and, before it, its card: one that is stopped in between leaves no policy.
+
+    Raises:
+        OSError: one of them cannot be written.
+    """
+    path.unlink(missing_ok=True)  # an earlier one does not fit the card
+    write_json(path.with_suffix(".json"), card)
+    write_bytes(path, content)
 
 
 def load_pretrained(task: Task, sampler: SamplerSettings | None = None, path: Path | None = None) -> Pretrained:

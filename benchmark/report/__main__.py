@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from benchmark.command_line import refuse_repeated
 from benchmark.report.writer import NoEvaluationError, Options, write_report
 from benchmark.tables import printable
 
@@ -39,10 +40,11 @@ class Arguments:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with `arguments` (default: the process's); returns the exit status."""
+    refuse_repeated(sys.argv[1:] if arguments is None else arguments, ("--import", "--export"))
     options = tyro.cli(Arguments, prog="python -m benchmark.report", args=arguments)
     try:
         report = write_report(options.out, Options(options.imports, options.published, options.export))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"benchmark.report: {printable(str(error))}", file=sys.stderr)
         return 1 if isinstance(error, NoEvaluationError) else 2
     print(f"report: {printable(str(report / 'index.html'))} and {printable(str(report / 'summary.md'))}")

@@ -68,8 +68,11 @@ class Cell:
 
     @property
     def steps_per_second(self) -> float:
-        """Environment steps of the budget per second of wall-clock; NaN where unknown, and for the frozen policy."""
-        known = self.env_steps and self.wall_seconds and self.method != FROZEN
+        """Environment steps of the budget per second of wall-clock.
+
+        NaN where unknown, for the frozen policy, and over tasks, where steps are of one task and seconds of all.
+        """
+        known = self.wall_seconds and self.method != FROZEN and self.task != ALL_TASKS
         return self.env_steps / self.wall_seconds if self.env_steps and known else float("nan")
 
 

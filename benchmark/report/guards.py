@@ -10,6 +10,7 @@ from benchmark.report.cells import Summary, TaskSummary
 from benchmark.report.compare import FROZEN
 from benchmark.report.records import Run
 from benchmark.report.sections import family
+from benchmark.report.settings import differing_settings
 from benchmark.report.statistics import MINIMUM_RUNS
 
 _LISTED = 6
@@ -78,6 +79,17 @@ def _protocols(task: TaskSummary, runs: Sequence[Run]) -> list[str]:
         found.append((f"loop.{name}", _differing(known, lambda run, name=name: _nested(run.spec, "loop", name))))
     return [f"{task.task}: runs with different {what} are put together ({_listed(values)})." for what, values in found
             if values]  # fmt: skip
+
+
+def _settings(task: TaskSummary, runs: Sequence[Run]) -> list[str]:
+    """Runs of one method, taken for repetitions of each other, that have different settings."""
+    notes = []
+    for cell in task.cells:
+        differing = differing_settings([run for run in runs if run.method == cell.method])
+        if differing:
+            shown = _listed(f"{name} {values}" for name, values in differing.items())
+            notes.append(f"{task.task}: the seeds of {cell.method} have different settings ({shown}).")
+    return notes
 
 
 def _starts(task: TaskSummary, runs: Sequence[Run]) -> list[str]:
@@ -181,7 +193,7 @@ def warnings(summary: Summary, runs: Sequence[Run]) -> list[str]:
         by_task.setdefault(run.task, []).append(run)
     for task in summary.tasks:
         members = by_task[task.task]
-        for check in (_budgets, _protocols, _starts, _sources):
+        for check in (_budgets, _protocols, _settings, _starts, _sources):
             notes += check(task, members)
         notes += _seeds(task)
     counting = [item.run for task in summary.tasks for found in task.scored.values() for item in found.values()]

@@ -53,7 +53,7 @@ def _area(rows: tuple[Evaluation, ...]) -> float:
 class Reached:
     """How soon the counting runs of a method reach a threshold.
 
-    `env_steps` and `wall_seconds` are medians over all counting runs, infinite where more than half never reach it
+    `env_steps` and `wall_seconds` are medians over all counting runs, infinite where half or more never reach it
     (wall-clock: NaN where a run that does has none recorded); `runs` is how many do.
     """
 

@@ -29,6 +29,14 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return found
 
 
+def differing_settings(runs: Sequence[Run]) -> dict[str, str]:
+    """By setting of their method, the different values that `runs` have; those that are alike are left out."""
+    found = (run.spec.get("settings", {}) for run in runs if run.spec)
+    flat = [_flat(settings) for settings in found if isinstance(settings, Mapping)]
+    values = {name: _value(flat, name) for name in dict.fromkeys(name for spec in flat for name in spec)}
+    return {name: value for name, value in values.items() if len({spec.get(name) for spec in flat}) > 1}
+
+
 def _value(runs: Sequence[Mapping[str, str]], name: str) -> str:
     """What all `runs` say, or the different values; empty where none has the setting."""
     values = dict.fromkeys(run[name] for run in runs if name in run)

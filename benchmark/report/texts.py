@@ -28,7 +28,7 @@ than {MINIMUM_RUNS} seeds count, and with few seeds they are too narrow. Offline
 fine-tuning."""
 _COSTS = """\
 Wall-clock and gradient steps are those spent up to the evaluation that counts, the mean over seeds. Steps and time to a
-score: the median over seeds of the first evaluation at or above it, a dash where more than half never reach it; in
+score: the median over seeds of the first evaluation at or above it, a dash where half or more never reach it; in
 brackets how many do."""
 _PAIRS = """\
 Difference of IQM: the first less the second; on the same seeds both are of the same resampled seeds (paired), and

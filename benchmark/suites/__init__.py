@@ -15,6 +15,7 @@ else:
 from benchmark.methods import adjust, conform, setting_names
 
 FOLDER = Path(__file__).parent
+LARGEST_SEED = 999_999  # a million runs a method are more than anybody plans, and a list of them still fits in memory
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,11 @@ def _check(suite: Suite, owner: str) -> None:
     """Raise ValueError for a suite of nothing, or one that says something of another type or for what it lacks."""
     if not suite.experiment and not suite.parts and not (suite.tasks and suite.methods):
         raise ValueError(f"{owner} has nothing to run: it needs tasks and methods, or parts")
+    if suite.parts:
+        alone = Suite(suite.name, suite.description, parts=suite.parts)
+        said = [name for name, value in vars(suite).items() if value != getattr(alone, name)]
+        if said:
+            raise ValueError(f"{owner} has parts, which say all: it takes no {said[0]} of its own")
     for item in (*suite.tasks, *suite.methods, *suite.parts):
         conform(f"{owner}: a name", item, "")
     for key, example in (("task_seeds", suite.seeds), ("task_loop", suite.loop)):
@@ -92,13 +98,13 @@ def parse_seeds(text: str) -> list[int]:
     """Seed indices of ``"N"`` (0 to N-1) or ``"A-B"`` (A to B).
 
     Raises:
-        ValueError: neither, or an empty or negative range.
+        ValueError: neither, an empty or negative range, or a seed above `LARGEST_SEED`.
     """
     first, separator, last = text.partition("-")
     try:
-        seeds = list(range(int(first), int(last) + 1) if separator else range(int(first)))
+        seeds = range(int(first), int(last) + 1) if separator else range(int(first))
     except ValueError:
-        seeds = []
-    if not seeds:
-        raise ValueError(f"seeds must be N (at least 1) or A-B with A <= B, got {text!r}")
-    return seeds
+        seeds = range(0)
+    if not seeds or seeds[-1] > LARGEST_SEED:
+        raise ValueError(f"seeds must be N (at least 1) or A-B with A <= B <= {LARGEST_SEED}, got {text!r}")
+    return list(seeds)
