@@ -309,7 +309,7 @@ def test_command_writes_its_json(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(command, "DEFAULT", TINY)
-    compiled = Contender("dppo", plain=True, compiled=True)  # which takes part with --full alone
+    compiled = Contender("dppo", plain=True, compiled=True)  # which takes part with --compiled alone
     monkeypatch.setattr(iterations, "GROUPS", ((Contender("dppo"), compiled),))
     path = tmp_path / "new" / "speed.json"
     arguments = command.Arguments(parts=("matmul", "iteration"), threads=1, json=path)

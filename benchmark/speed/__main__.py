@@ -3,6 +3,7 @@
     python -m benchmark.speed
     python -m benchmark.speed --parts physics matmul --threads 2
     python -m benchmark.speed --parts growth profile
+    python -m benchmark.speed --parts iteration --compiled
     python -m benchmark.speed --full --json speed.json
 
 Everything that is compared runs in turns (A B A B ...), so that a machine whose speed drifts slows all alike. A figure
@@ -19,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -52,7 +53,6 @@ FULL = Sizes(
     iteration_turns=5,
     iteration_chunks=500,
     replay_iteration_chunks=100,
-    compiled=True,
     matmul_size=4096,
 )
 PARTS: dict[str, Callable[[Sizes, int], list[Row]]] = {
@@ -85,8 +85,9 @@ class Arguments:
     parts: tuple[str, ...] = ()
     """Only these of physics, robosuite, sampling, iteration, matmul (default: all these), update, growth, profile."""
     full: bool = False
-    """Published sizes, 5 turns of iterations (of 100 of the 500 chunks where there is a replay), torch.compile on the
-    plain ones beside them: over an hour on 2 cores."""
+    """Published sizes, 5 turns of iterations (of 100 of the 500 chunks where there is a replay): an hour on 2 cores."""
+    compiled: bool = False
+    """Plain methods with torch.compile take turns in `iteration` too, which needs a compiler and some minutes more."""
     threads: int | None = None
     """Threads of physics (not robosuite's) and tensors (default: all cores that this process may use)."""
     json: Path | None = None
@@ -122,11 +123,12 @@ def main(arguments: Arguments) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     torch.set_num_threads(threads)
+    sizes = replace(FULL if arguments.full else DEFAULT, compiled=arguments.compiled)
     started, rows = time.monotonic(), []
     try:
         for part in parts:
             begun = time.monotonic()
-            rows += PARTS[part](FULL if arguments.full else DEFAULT, threads)
+            rows += PARTS[part](sizes, threads)
             print(f"measured {part} in {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
     except BrokenProcessPool:
         print("error: the process that measured an iteration died, perhaps for lack of memory", file=sys.stderr)
