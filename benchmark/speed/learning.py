@@ -95,7 +95,8 @@ def make_method(
         ValueError: it has no published settings for this task.
     """
     settings = resolve_settings(name, TASK, PROTOCOL, overrides or {})
-    changes = {key: max(1, round(share * getattr(settings, key, 0))) for key in FITS}
+    fixed = getattr(get_arm(name).load(), "LACKING", ())  # settings that the released code's arm has no choice of
+    changes = {key: max(1, round(share * getattr(settings, key, 0))) for key in FITS if key not in fixed}
     changes["critic_warmup_iterations"] = 0
     settings = dataclasses.replace(settings, **{key: n for key, n in changes.items() if hasattr(settings, key)})
     shape = TASK.shape(dataclasses.replace(TASK.loop(PROTOCOL), n_envs=envs, n_steps=chunks))
