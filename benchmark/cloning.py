@@ -27,14 +27,8 @@ from otpr.networks import polyak_update
 
 CHECKPOINT_SECONDS = 120.0  # between checkpoints of a training
 _REPORTS = 20  # loss reports per training
-_COUNTERS = (
-    "step",
-    "total",
-    "seconds",
-    "averages",
-    "reports",
-    "circumstances",
-)  # what a checkpoint holds beside its parts
+# what a checkpoint holds beside the states of its parts
+_COUNTERS = ("step", "total", "seconds", "averages", "reports", "circumstances")
 
 Progress = Callable[[int, float], None]  # called with the gradient step and the mean loss since the last call
 

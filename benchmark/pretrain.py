@@ -116,15 +116,24 @@ def make_policy(task: Task, dataset: Dataset, seed: int, progress: Progress | No
     """
     key = training_key(task, dataset.digest, seed)
     path = cache_dir() / "policies" / f"{task.name}-{key[:16]}.pt"
+    if _cached(task, path):  # before anything is locked: the cache may be read-only
+        return path, True
     path.parent.mkdir(parents=True, exist_ok=True)
     with waited_for(path.with_suffix(".lock")):  # whoever trains it already
-        if path.exists() and path.with_suffix(".json").exists():
-            load_pretrained(task, path=path)
+        if _cached(task, path):
             return path, True
         content, card = _trained(task, dataset, seed, path, progress)
         write_policy(path, content, card | {"key": key})
         path.with_suffix(_UNFINISHED).unlink(missing_ok=True)
     return path, False
+
+
+def _cached(task: Task, path: Path) -> bool:
+    """Whether the policy is there with its card; raises ValueError where it is damaged."""
+    there = path.exists() and path.with_suffix(".json").exists()
+    if there:
+        load_pretrained(task, path=path)
+    return there
 
 
 def _trained(

@@ -99,11 +99,8 @@ def main(arguments: Arguments) -> int:
         pending = select_pending(runs, arguments.retry_failed)
         launch.check(pending)
         jobs = launch.jobs(pending) if launcher == "slurm" else []
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # the latter: a directory that cannot be searched, a name that is too long
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a directory that cannot be searched, or a name that is too long
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
     if experiment:
         return run_experiment(experiment, out, arguments.dry_run)
@@ -216,7 +213,8 @@ def experiment_suite(arguments: Arguments) -> Suite | None:
     suite = load_suite(arguments.suite)
     if not suite.experiment:
         return None
-    if importlib.util.find_spec(suite.experiment.partition(".")[0]) is None:
+    package = suite.experiment.partition(".")[0]  # which finding a module inside of it imports
+    if importlib.util.find_spec(package) is None or importlib.util.find_spec(suite.experiment) is None:
         raise ValueError(f"suite {suite.name!r}: no module {suite.experiment!r}")
     for name in ("methods", "tasks", "seeds", "set", "precision", "max_parallel", "retry_failed"):
         if getattr(arguments, name) != getattr(Arguments, name):

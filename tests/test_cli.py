@@ -347,6 +347,7 @@ def test_common_settings_reach_every_method_that_has_them_and_its_own_come_after
         ('parts = ["smoke"]\nseeds = "0-4"', ["has parts", "takes no seeds"]),
         ('parts = ["all"]', ["its part 'all'", "tasks and methods of its own"]),
         ('experiment = "nope"', ["no module 'nope'"]),
+        ('experiment = "benchmark.nope"', ["no module 'benchmark.nope'"]),
         (MINE + "[settings.dppo]\nclip_coef = 0.1", ["'dppo'", "not one of its methods: frozen, idql"]),
         (MINE + "[settings.idql]\nreply_ratio = 3.0", ["'idql'", "'reply_ratio'", "valid", "replay_ratio"]),
         (MINE + "[common_settings]\nreply_ratio = 3.0", ["reply_ratio", "none of", "frozen, idql"]),

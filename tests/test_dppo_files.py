@@ -301,11 +301,20 @@ def test_a_full_disk_leaves_no_policy_without_its_card(tmp_path: Path, monkeypat
         raise OSError(28, "No space left on device")
 
     task = case_task(CASES[0])
-    for name in ("write_json", "write_bytes"):  # the card comes first: without a policy nobody looks for it
-        with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
-            patch.setattr(f"benchmark.policies.{name}", full)
-            import_policy(lay_out(tmp_path / name, CASES[0], PRETRAINED), task)
-        assert not installed_path(task).exists()
+    file, place = lay_out(tmp_path, CASES[0], PRETRAINED), installed_path(task)
+
+    def refused() -> None:
+        for name in ("write_json", "write_bytes"):
+            with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+                patch.setattr(f"benchmark.policies.{name}", full)
+                import_policy(file, task)
+
+    refused()
+    assert not list(place.parent.glob("*"))
+    import_policy(file, task)
+    before = {path.name: path.read_bytes() for path in place.parent.iterdir()}
+    refused()  # and the earlier policy stays
+    assert len(before) == 2 and before == {path.name: path.read_bytes() for path in place.parent.iterdir()}
 
 
 def command(monkeypatch, *arguments: str) -> int:

@@ -114,14 +114,21 @@ def policy_path(task: Task) -> Path:
 
 
 def write_policy(path: Path, content: bytes, card: Mapping[str, Any]) -> None:
-    """Write a policy file and, before it, its card: one that is stopped in between leaves no policy.
+    """Write a policy file and its card in the place of earlier ones, which stay where one of them cannot be written.
 
     Raises:
         OSError: one of them cannot be written.
     """
-    path.unlink(missing_ok=True)  # an earlier one does not fit the card
-    write_json(path.with_suffix(".json"), card)
-    write_bytes(path, content)
+    new, new_card = path.with_suffix(".new.pt"), path.with_suffix(".new.json")
+    try:
+        write_bytes(new, content)
+        write_json(new_card, card)
+        path.unlink(missing_ok=True)  # whoever is stopped from here on leaves no policy, not one with another's card
+        new_card.replace(path.with_suffix(".json"))
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
+        new_card.unlink(missing_ok=True)
 
 
 def load_pretrained(task: Task, sampler: SamplerSettings | None = None, path: Path | None = None) -> Pretrained:
