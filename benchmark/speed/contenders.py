@@ -118,7 +118,7 @@ class Learner:
             keep_freed_memory()  # as every run of ours does
         self.contender, self.counter = contender, OperationCounter()
         self.fit_seconds, self.fit_operations = 0.0, 0
-        self.collector = self._collector(envs, chunks, threads)  # before torch starts threads: it may fork
+        self.collector = self._collector(envs, chunks, threads)
         torch.set_num_threads(threads)
         self.settings = iteration_settings(contender.method, chunks)
         ours, _ = make_method(contender.method, envs, chunks, overrides=self.settings)

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import gymnasium
 import mujoco
@@ -154,6 +156,16 @@ def make_gymnasium(name: str) -> gymnasium.Env:
         return gymnasium.make(GYMNASIUM[name], disable_env_checker=True)
 
 
+def async_vector(makers: Sequence[Callable[[], gymnasium.Env]], **settings: Any) -> AsyncVectorEnv:
+    """Gymnasium's vector environment of one process each.
+
+    The processes are forked from a server that has imported what they need, not from this one, which may be large and
+    have threads.
+    """
+    multiprocessing.set_forkserver_preload(["benchmark.speed.plain"])
+    return AsyncVectorEnv(makers, context="forkserver", **settings)
+
+
 def step_gymnasium(vector: gymnasium.vector.VectorEnv, actions: NDArray[np.float32]) -> int:
     """Step gymnasium's vector environment through (T, N, H, A) given actions; returns the steps executed."""
     vector.reset(seed=0)  # environment i gets seed i
@@ -171,8 +183,8 @@ def make_vectors(name: str, sizes: Sizes, stack: ExitStack) -> dict[str, gymnasi
         return {}
     vectors: dict[str, gymnasium.vector.VectorEnv] = {}
     makers = [partial(make_gymnasium, name)] * sizes.envs
-    if name in sizes.async_tasks:  # first, because it forks: no threads are there yet
-        vectors["AsyncVectorEnv"] = AsyncVectorEnv(makers)
+    if name in sizes.async_tasks:
+        vectors["AsyncVectorEnv"] = async_vector(makers)
     vectors["SyncVectorEnv"] = SyncVectorEnv(makers)
     for vector in vectors.values():
         stack.callback(vector.close)

@@ -14,13 +14,13 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium.spaces import Box
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmark.policies import Normalizer
 from benchmark.seeding import Streams
-from benchmark.speed.physics import make_gymnasium
+from benchmark.speed.physics import async_vector, make_gymnasium
 from otpr.method import ActionChunk, Rollout
 
 
@@ -63,8 +63,6 @@ def make_chunk_env(name: str, action_horizon: int, streams: Streams, index: int)
 class PlainCollector:
     """Fills a `Rollout` from AsyncVectorEnv; episodes go on across iterations.
 
-    Build it before anything that starts threads: its processes are forked.
-
     Args:
         name: of a locomotion environment.
         envs: environments, each in a process of its own.
@@ -75,7 +73,7 @@ class PlainCollector:
         self, name: str, envs: int, chunks: int, action_horizon: int, normalizer: Normalizer, streams: Streams
     ) -> None:
         makers = [partial(make_chunk_env, name, action_horizon, streams, index) for index in range(envs)]
-        self.env = AsyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
+        self.env = async_vector(makers, autoreset_mode=AutoresetMode.SAME_STEP)
         self.envs, self.chunks, self.normalizer = envs, chunks, normalizer
         self.generator = streams.torch("exploration")
         self.observations = self._normalised(self.env.reset()[0])
