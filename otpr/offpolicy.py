@@ -77,7 +77,7 @@ _SHORT_ROBOMIMIC = _OFTEN | {"actor_learning_rate": 5e-5, "discount": 0.99, "cri
 SHORT_BUDGETS: dict[str, dict[str, Any]] = {
     "hopper": _OFTEN,
     "walker2d": _OFTEN,
-    "halfcheetah": _SHORT,
+    "halfcheetah": _OFTEN,
     "kitchen": _SHORT | {"time_limit": "terminal"},  # as released, and for DPPO
     "lift": _SHORT_ROBOMIMIC,
     "can": _SHORT_ROBOMIMIC,
