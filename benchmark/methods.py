@@ -117,7 +117,8 @@ def resolve_settings(name: str, task: Task, protocol: str, overrides: dict[str, 
     What the task itself brings for a method comes right after the tables.
 
     Raises:
-        ValueError: unknown method, a task family that the method has no settings for, an unknown field or a bad value.
+        ValueError: unknown method, a task family that the method has no settings for, an unknown field, a bad value, or
+            one in `overrides` that the settings call idle.
     """
     arm = get_arm(name)
     module = arm.load()
@@ -128,7 +129,11 @@ def resolve_settings(name: str, task: Task, protocol: str, overrides: dict[str, 
             f"it has them for: {', '.join(table) or 'none'}"
         )
     values = module.PUBLISHED.get(task.family, {}) | table.get(task.family, {}) | dict(task.settings.get(name, {}))
-    return build_settings(name, module.Settings, values | arm.values, overrides)
+    settings = build_settings(name, module.Settings, values | arm.values, overrides)
+    for field_name, reason in getattr(settings, "idle", {}).items():
+        if field_name in overrides:
+            raise ValueError(f"method {name!r}: {field_name} changes nothing with {reason}")
+    return settings
 
 
 def build_settings(name: str, settings: type, values: dict[str, Any], overrides: dict[str, Any]) -> Any:

@@ -29,6 +29,9 @@ from otpr.transport import Transport
 
 GUIDANCES = ("h", "q", "advantage")
 ROW_CONDITIONS = ("potential", "candidates")
+_OF_FIT = (
+    "regulariser", "epsilon", "action_bound", "row_condition", "policy_share", "guide_weight", "relation_temperature",
+)  # fmt: skip
 GUIDANCE_ROWS = 4096  # pairs judged in one pass
 SELECTION_FLOOR = 1e-7  # added to every candidate's weight: where all are zero the draw is uniform, as released
 
@@ -286,6 +289,19 @@ class Settings(ImplicitQSettings):
     def uses_demonstrations(self) -> bool:
         """Whether offline data takes part in fine-tuning."""
         return self.keypoints > 0 or self.expert_fraction > 0
+
+    @property
+    def idle(self) -> dict[str, str]:
+        """The settings that change nothing, and beside which value of another."""
+        fitted = (*_OF_FIT, *(name for name in vars(self) if name.startswith("transport_")))
+        rules = (
+            (self.guidance != "h", f"guidance {self.guidance!r}", fitted),
+            (not self.weighting, "weighting off", ("weight_clip",)),
+            (not self.selection, "selection off", ("row_condition", "exploration_weight")),
+            (not self.keypoints, "keypoints 0", ("relation_temperature",)),
+            (not self.uses_demonstrations, "keypoints 0 and expert_fraction 0", ("expert_share",)),
+        )
+        return {name: reason for applies, reason, names in rules if applies for name in names}
 
     @property
     def cost_shares(self) -> tuple[float, ...]:

@@ -99,7 +99,8 @@ Rule = Callable[[Tensor, torch.Generator], ActionChunk]  # observations (N, O), 
 class Method(Protocol):
     """A fine-tuning method. Constructed as ``Method(settings, policy, shape, generator)``.
 
-    Settings with a true ``uses_demonstrations`` add a fifth argument, `Demonstrations`.
+    Settings with a true ``uses_demonstrations`` add a fifth argument, `Demonstrations`. An attribute ``idle`` of theirs
+    maps the settings that change nothing beside the others to the reason; asking for one of those is refused.
 
     `generator` drives network initialisation and every draw inside `update`; `act` draws from the generator that it is
     given alone, so that evaluation and exploration stay independent streams.

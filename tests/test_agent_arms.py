@@ -193,3 +193,37 @@ def test_off_policy_arms_of_a_budget_take_equal_gradient_steps_and_the_relaxed_a
             "otpr-q": {"guidance"},
             "otpr-weighting": {"selection"},
         }
+
+
+OTHER: dict[str, Any] = {
+    "regulariser": "entropic", "epsilon": 0.7, "action_bound": 2.0, "row_condition": "candidates", "policy_share": 0.1,
+    "guide_weight": 0.9, "transport_block_size": 12, "transport_first_steps": 9, "transport_warm_steps": 3,
+    "transport_tolerance": 50.0, "transport_learning_rate": 0.1, "weight_clip": 1.5, "exploration_weight": 0.9,
+    "relation_temperature": 3.0, "expert_share": 0.2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "values", [MASKED | {"guidance": "q"}, MASKED | {"weighting": False}, MASKED | {"selection": False}, {}]
+)
+def test_idle_settings_change_nothing_and_are_refused(values: dict[str, Any]) -> None:
+    idle = agent.Settings(**values).idle
+    assert idle
+    method, other = trained(**values), trained(**values | {name: OTHER[name] for name in idle})
+    observations, chosen = torch.zeros(5, CASE.observation_dim), []
+    for each in (method, other):
+        chosen.append(each.act(observations, True, torch.Generator().manual_seed(4)).actions)
+    assert torch.equal(weights(method.actor), weights(other.actor)) and torch.equal(*chosen)
+    for name in idle:
+        overrides = {key: value for key, value in values.items() if key not in idle} | {name: OTHER[name]}
+        with pytest.raises(ValueError, match=f"'otpr-u': {name} changes nothing with "):
+            resolve_settings("otpr-u", TASKS["hopper-local"], "embedded", overrides)
+
+
+@pytest.mark.parametrize("name", [name for name in OTHER if name not in ("regulariser", "weight_clip")])
+def test_settings_that_are_not_idle_change_something(name: str) -> None:
+    assert not agent.Settings(**MASKED).idle
+    before, after = trained(**MASKED), trained(**MASKED | {name: OTHER[name]})
+    observations = torch.zeros(50, CASE.observation_dim)
+    acts = [each.act(observations, True, torch.Generator().manual_seed(4)).actions for each in (before, after)]
+    assert not torch.equal(weights(before.actor), weights(after.actor)) or not torch.equal(*acts)
