@@ -172,7 +172,10 @@ def conform(label: str, value: Any, default: Any) -> Any:
         ValueError: another type, or a number that is not finite.
     """
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError(f"{label} must be finite, got an integer of {len(str(value))} digits") from None
     if isinstance(default, tuple) and isinstance(value, (list, tuple)):
         return tuple(conform(f"an item of {label}", item, default[0]) if default else item for item in value)
     if type(value) is not type(default):

@@ -16,7 +16,7 @@ from benchmark.launch.lease import Lease, RunBusy, last_status
 from benchmark.methods import get_arm, setting_names, uses_demonstrations
 from benchmark.seeding import TUNING_SEED
 from benchmark.spec import RunSpec, load_spec, make_spec
-from benchmark.store import ENDED, RunPaths, read_status, run_paths, write_json
+from benchmark.store import ENDED, RunPaths, create_json, read_status, run_paths, write_json
 from benchmark.suites import Suite, load_suite, parse_seeds
 from benchmark.tasks import get_task
 
@@ -193,14 +193,19 @@ def plan_runs(specs: Sequence[RunSpec], out: Path) -> list[PlannedRun]:
     for spec in specs:
         paths, state = run_paths(out, spec.task, spec.method, spec.seed), "missing"
         if paths.spec.exists():
-            held = load_spec(paths.spec)
-            if held.digest != spec.digest:
-                raise ValueError(
-                    f"{paths.root} holds a run with other settings: {difference(held, spec)}; choose another --out"
-                )
+            check_held(spec, paths)
             state = read_status(paths).get("state", "queued")
         planned.append(PlannedRun(spec, paths, state))
     return planned
+
+
+def check_held(spec: RunSpec, paths: RunPaths) -> None:
+    """Raise ValueError unless the directory's specification is this one."""
+    held = load_spec(paths.spec)
+    if held.digest != spec.digest:
+        raise ValueError(
+            f"{paths.root} holds a run with other settings: {difference(held, spec)}; choose another --out"
+        )
 
 
 def tasks_of(runs: Sequence[PlannedRun]) -> list[str]:
@@ -251,10 +256,11 @@ def prepare(run: PlannedRun) -> None:
     A run that another process executes stays as it is, and so does one that has ended since it was planned.
 
     Raises:
+        ValueError: another command has begun a run with other settings there since it was planned.
         OSError: the run's directory cannot be written.
     """
-    if not run.paths.spec.exists():
-        write_json(run.paths.spec, run.spec.as_dict())
+    create_json(run.paths.spec, run.spec.as_dict())
+    check_held(run.spec, run.paths)
     try:
         with Lease(run.paths.lock) as lease:
             status = last_status(run.paths, lease)

@@ -26,7 +26,7 @@ from benchmark.cloning import Progress, Trained, file_bytes, train
 from benchmark.data.access import load_data, read_task_data
 from benchmark.data.episodes import Dataset
 from benchmark.data.registry import cache_dir
-from benchmark.evaluation import Played, evaluate
+from benchmark.evaluation import Diverged, Played, evaluate
 from benchmark.launch.lease import waited_for
 from benchmark.plan import check_writable
 from benchmark.policies import FORMAT, Pretrained, installed_path, load_pretrained, policy_path, unpack, write_policy
@@ -210,10 +210,10 @@ def run(task_name: str, data: Path | None, out: Path | None, seed: int) -> None:
     card = read_json(path.with_suffix(".json"))
     held = policy_path(task).with_suffix(".json")
     same = held.exists() and read_json(held).get("sha256") == card["sha256"]
-    if out is None and not held.exists():
-        out = installed_path(task)
     if out is not None:
         install(task, dataset, path, out)
+    elif not held.exists():
+        out = install_missing(task, dataset, path)
     print(f"{out or path}: {'from the cache, ' if cached else ''}trained in {card['seconds']:.0f} s")
     for name, values in card["start_return"].items():
         success = f", success {values['success_rate']:.2f}" if "success_rate" in values else ""
@@ -235,6 +235,15 @@ def install(task: Task, dataset: Dataset, source: Path, target: Path) -> None:
     save_demonstrations(task, dataset, pretrained.normalizer, target.with_name(f"{target.stem}-expert.pt"))
 
 
+def install_missing(task: Task, dataset: Dataset, source: Path) -> Path:
+    """`install` for the task to start from, unless another command has done so in the meantime; returns the place."""
+    target = installed_path(task)
+    with waited_for(target.with_suffix(".lock")):
+        if not target.exists():
+            install(task, dataset, source, target)
+    return target
+
+
 def ensure_policy(task: Task, progress: Progress | None = None) -> None:
     """Train and install the policy of a task that has data but no policy yet, or make the expert pairs that it lacks.
 
@@ -244,7 +253,7 @@ def ensure_policy(task: Task, progress: Progress | None = None) -> None:
     """
     if not policy_path(task).exists():
         dataset = load_data(task.name)
-        install(task, dataset, make_policy(task, dataset, 0, progress)[0], installed_path(task))
+        install_missing(task, dataset, make_policy(task, dataset, 0, progress)[0])
     elif not demonstrations_path(task).exists():
         make_demonstrations(task, demonstrations_path(task))
 
@@ -270,7 +279,7 @@ def main(
             raise ValueError(f"--threads must be at least 1, got {threads}")
         torch.set_num_threads(threads)
         run(task, data, out, seed)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, Diverged) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

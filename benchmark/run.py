@@ -17,7 +17,9 @@ import itertools
 import os
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,6 +30,7 @@ from benchmark.command_line import refuse_repeated
 from benchmark.data.access import data_present
 from benchmark.describe import describe, describe_data, describe_jobs, describe_waiting, why_waiting
 from benchmark.envs import why_not_here
+from benchmark.evaluation import Diverged
 from benchmark.launch.launcher import Launch, choose_launcher
 from benchmark.launch.slurm import SlurmOptions
 from benchmark.plan import (
@@ -49,6 +52,8 @@ from benchmark.status import ProgressPrinter
 from benchmark.store import ENDED, read_status
 from benchmark.suites import Suite, load_suite
 from benchmark.tasks import get_task
+
+Look = Callable[[], list[PlannedRun]]
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,8 @@ def main(arguments: Arguments) -> int:
     try:
         experiment = experiment_suite(arguments)
         launcher = choose_launcher(arguments.launcher, arguments.slurm)
-        runs, out = plan(arguments, launcher)
+        look, out = plan(arguments, launcher)
+        runs = look()
         launch = Launch(launcher, arguments.slurm, arguments.max_parallel, out)
         pending = select_pending(runs, arguments.retry_failed)
         launch.check(pending)
@@ -110,36 +116,40 @@ def main(arguments: Arguments) -> int:
     if arguments.dry_run:
         print(describe_data(runs))
         return 0
-    return carry_out(arguments, launch, runs, out)
+    return carry_out(arguments, launch, runs, look)
 
 
-def carry_out(arguments: Arguments, launch: Launch, runs: list[PlannedRun], out: Path) -> int:
+def carry_out(arguments: Arguments, launch: Launch, runs: list[PlannedRun], look: Look) -> int:
     """Train what policies are missing, bring the runs to their ends, and write the report.
 
     Returns:
         The exit status.
     """
+    out = launch.out
     try:
-        runs, waiting = start(arguments, launch, runs)
+        ready, waiting = start(arguments, launch, runs, look)
     except KeyboardInterrupt:
         print(launch.interrupted, file=sys.stderr)
         return 1
-    except OSError as error:
-        print(f"error: {error.filename or out}: {error.strerror}", file=sys.stderr)
-        return 2
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (ValueError, OSError) as error:
+        reason = f"{error.filename or out}: {error.strerror}" if isinstance(error, OSError) else error
+        print(f"error: {reason}", file=sys.stderr)
+        if all(read_status(run.paths).get("state", "queued") in ("queued", run.state) for run in runs):
+            return 2
+        finish(runs, out)
+        return 1
     if waiting:
         print(f"{len(waiting)} runs wait:\n{describe_waiting(waiting)}", file=sys.stderr)
-    if arguments.slurm.detach and select_pending(runs, arguments.retry_failed):
+    if arguments.slurm.detach and select_pending(ready, arguments.retry_failed):
         print(f"see python -m benchmark.status --out {out}; the same command without --detach follows the jobs")
         return 1
-    result = finish(runs, out)
+    result = finish(ready, out)
     return 1 if waiting else result
 
 
-def start(arguments: Arguments, launch: Launch, runs: list[PlannedRun]) -> tuple[list[PlannedRun], list[PlannedRun]]:
+def start(
+    arguments: Arguments, launch: Launch, runs: list[PlannedRun], look: Look
+) -> tuple[list[PlannedRun], list[PlannedRun]]:
     """Start what can be started, then, task by task, what waits for a policy or expert pairs to be made from its data.
 
     A task for which the latter fails, in whatever way, keeps waiting; the others go on.
@@ -167,11 +177,13 @@ def start(arguments: Arguments, launch: Launch, runs: list[PlannedRun]) -> tuple
         for name, members in later.items():
             try:
                 make_start(name, members[0].spec.threads)
-                renewed = {run.paths.root: run for run in plan(arguments, launch.launcher)[0]}
+                renewed = {run.paths.root: run for run in look()}
                 members = [renewed[run.paths.root] for run in members]
+                if not all(startable(run.spec) for run in members):
+                    raise ValueError("its policy, or its expert pairs, are gone again")
                 launch.start(select_pending(members, arguments.retry_failed), progress.update)
                 ready += members
-            except (ValueError, OSError) as error:
+            except (ValueError, OSError, Diverged) as error:
                 print(f"{name}: {error}", file=sys.stderr)
                 waiting += members
                 for run in members:
@@ -194,6 +206,7 @@ def make_start(name: str, threads: int) -> None:
 
     Raises:
         ValueError: what there is of the task is damaged.
+        Diverged: the trained policy's actions are not finite.
         OSError: a file cannot be written.
     """
     there = policy_path(get_task(name)).exists()
@@ -219,6 +232,8 @@ def experiment_suite(arguments: Arguments) -> Suite | None:
     for name in ("methods", "tasks", "seeds", "set", "precision", "max_parallel", "retry_failed"):
         if getattr(arguments, name) != getattr(Arguments, name):
             raise ValueError(f"suite {suite.name!r} has no runs and takes no --{name.replace('_', '-')}")
+    if arguments.launcher == "slurm" or arguments.slurm != SlurmOptions():
+        raise ValueError(f"suite {suite.name!r} runs in this process and takes none of SLURM's options")
     if arguments.device not in ("auto", "cpu"):
         raise ValueError(f"suite {suite.name!r} runs on the CPU alone, got --device {arguments.device}")
     return suite
@@ -245,8 +260,8 @@ def run_experiment(suite: Suite, out: Path, dry_run: bool) -> int:
     return 0 if reached else 1
 
 
-def plan(arguments: Arguments, launcher: str) -> tuple[list[PlannedRun], Path]:
-    """The runs asked for and the output directory.
+def plan(arguments: Arguments, launcher: str) -> tuple[Look, Path]:
+    """What tells the runs asked for, as they stand whenever it is called, and the output directory.
 
     Raises:
         ValueError: bad input.
@@ -262,14 +277,17 @@ def plan(arguments: Arguments, launcher: str) -> tuple[list[PlannedRun], Path]:
         spec = load_spec(arguments.from_spec)
         resolve_device(spec.device, job_gpus(arguments, spec.device) if launcher == "slurm" else None)
         check_start(spec)
-        return plan_runs([spec], arguments.out), arguments.out
+        return partial(plan_runs, [spec], arguments.out), arguments.out
     device = resolve_device(arguments.device, job_gpus(arguments, arguments.device) if launcher == "slurm" else None)
     overrides = parse_overrides(arguments.set)
     suite = load_suite(arguments.suite or "")
     suites = choose(suite, arguments.methods, arguments.tasks, arguments.seeds)
     out = arguments.out or Path("results") / suite.name
-    specs = make_specs(suites, overrides, device, plan_only=True, precision=arguments.precision)
-    return plan_runs(specs, out), out
+
+    def look() -> list[PlannedRun]:  # the suite's file is not read again: it may be edited in the meantime
+        return plan_runs(make_specs(suites, overrides, device, plan_only=True, precision=arguments.precision), out)
+
+    return look, out
 
 
 def job_gpus(arguments: Arguments, device: str) -> int:

@@ -165,7 +165,8 @@ def make_spec(
         pairs = None if demonstrations is None else demonstrations.pairs
         try:
             get_arm(method).build(spec.method_settings(), policy, shape, torch.Generator(), pairs)
-        except ValueError as error:
+        except (ValueError, RuntimeError, MemoryError) as error:  # the latter: sizes that do not fit into memory
             hint = f"settings are changed by --set {method}.FIELD=VALUE, or by [settings.{method}] of a suite"
-            raise ValueError(f"{task_name}, {method}: {error}; {hint}") from error
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise ValueError(f"{task_name}, {method}: {reason}; {hint}") from error
     return spec

@@ -157,7 +157,22 @@ def write_text(path: Path, text: str, guard: Guard = nothing) -> None:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write an object as indented JSON."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+    write_text(path, _json_text(value))
+
+
+def _json_text(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, indent=2, sort_keys=True) + "\n"
+
+
+def create_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write an object as indented JSON where there is no file yet; one that is there stays."""
+
+    def guard() -> None:
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, "exists", str(path))
+
+    with contextlib.suppress(FileExistsError):
+        write_text(path, _json_text(value), guard)
 
 
 def overwrite_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -166,9 +181,8 @@ def overwrite_json(path: Path, value: Mapping[str, Any]) -> None:
     Raises:
         OSError: there is no such file, or not even this is possible.
     """
-    text = json.dumps(value, indent=2, sort_keys=True) + "\n"
     with path.open("r+b") as file:
-        file.write(text.encode())
+        file.write(_json_text(value).encode())
         file.truncate()
         file.flush()
         os.fsync(file.fileno())

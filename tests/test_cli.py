@@ -10,12 +10,14 @@ import sys
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import toy_spec
 
 from benchmark import run, status
 from benchmark.data.registry import dataset_path
+from benchmark.launch.slurm import SlurmOptions
 from benchmark.methods import ARMS, resolve_settings
 from benchmark.plan import choose, make_specs, plan_runs, resolve_device
 from benchmark.policies import policy_path
@@ -24,9 +26,9 @@ from benchmark.suites import load_suite, parse_seeds, suite_names
 from benchmark.tasks import TASKS, Task, get_task
 
 
-def call(out: Path, *extra: str, suite: str = "smoke", **fields) -> int:
+def call(out: Path, *extra: str, suite: str = "smoke", launcher: Any = "inline", **fields) -> int:
     """`benchmark.run` on a suite with `--set` values in `extra`."""
-    return run.main(run.Arguments(suite=suite, out=out, set=extra, launcher="inline", **fields))
+    return run.main(run.Arguments(suite=suite, out=out, set=extra, launcher=launcher, **fields))
 
 
 @pytest.mark.parametrize(
@@ -39,6 +41,9 @@ def call(out: Path, *extra: str, suite: str = "smoke", **fields) -> int:
         ({"seeds": "zero"}, ["zero"]),
         ({"seeds": "999-1000"}, ["1000", "tuning"]),
         ({"max_parallel": 0}, ["--max-parallel", "0"]),
+        ({"launcher": "inline", "max_parallel": 2}, ["--max-parallel 2", "inline"]),
+        ({"suite": "toy-transport", "launcher": "slurm"}, ["toy-transport", "SLURM"]),
+        ({"suite": "toy-transport", "slurm": SlurmOptions(detach=True)}, ["toy-transport", "SLURM"]),
         ({"device": "tpu"}, ["tpu", "cpu", "cuda"]),
         ({"precision": "float16"}, ["float16", "float32", "bfloat16"]),
     ],
@@ -71,6 +76,8 @@ def test_bad_arguments_are_one_line_and_exit_2(fields: dict, words: list[str], t
         ("ppo.discount=1", ["ppo", "dppo"]),
         ("discount=1", ["METHOD.FIELD=VALUE"]),
         ("idql.time_limit=never", ["never", "bootstrap"]),
+        ("idql.replay_capacity=1000000000000000", ["toy, idql", "memory", "--set idql.FIELD=VALUE"]),
+        (f"dppo.clip_rate=1{'0' * 400}", ["clip_rate", "finite", "401 digits"]),
     ],
 )
 def test_bad_settings_are_one_line_and_exit_2(assignment: str, words: list[str], tmp_path: Path, capsys) -> None:

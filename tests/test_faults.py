@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import toy_spec
-from test_runs import results
+from test_runs import results, rows
 
 from benchmark import provenance, store
 from benchmark.finetune import EXPLODED_Q, Trainer
@@ -370,3 +370,4 @@ def test_an_exploding_q_is_divergence(prepared, monkeypatch: pytest.MonkeyPatch)
     )
     assert execute(run.paths.root) == "diverged"
     assert "Q exploded after iteration 1" in read_json(run.paths.status)["error"]
+    assert [row["iteration"] for row in rows(run.paths.curve)] == ["0"]  # what was evaluated is known, however early

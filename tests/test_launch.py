@@ -15,7 +15,7 @@ from conftest import toy_spec
 
 from benchmark.launch import cluster, launcher, resources, slurm
 from benchmark.launch.resources import GpuSlots, available_cores, available_memory, visible_gpus
-from benchmark.launch.slurm import SlurmOptions, arrays, too_short
+from benchmark.launch.slurm import Array, SlurmOptions, arrays, too_short
 from benchmark.launch.sweep import FRUITLESS_JOBS, Sweep
 from benchmark.plan import PlannedRun, plan_runs, prepare
 from benchmark.run import Arguments, main
@@ -246,6 +246,31 @@ def test_submissions_that_slurm_refuses_are_not_held_against_the_run(sweep, runs
         assert made.check()
     assert "refused the jobs: Socket timed out; trying again" in capsys.readouterr().out
     assert read_json(runs[0].paths.status)["state"] == "queued"
+
+
+def test_what_slurm_refuses_after_it_took_some_is_left_for_later(runs, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(cluster, "job_states", dict)
+    monkeypatch.setattr(cluster, "array_cap", lambda: 1)
+    made, sent = Sweep(tmp_path, runs, SlurmOptions(mem="2G")), []
+
+    def submit(array: Array, after: list[str]) -> str:
+        if sent:
+            raise cluster.SlurmError("refused the jobs: MaxSubmitJobs")
+        sent.extend(array.packs)
+        return "7"
+
+    monkeypatch.setattr(made, "_submit_array", submit)
+    assert made.submit(runs) == ["7"]
+    assert "refused the jobs: MaxSubmitJobs; 7 go on" in capsys.readouterr().out
+    with pytest.raises(cluster.SlurmError, match="MaxSubmitJobs"):
+        made.submit(runs)
+
+
+def test_a_plan_that_cannot_be_read_is_left_out(sweep) -> None:
+    made = sweep("RUNNING", state="running", iteration=2)
+    (made.folder / "other").mkdir()
+    (made.folder / "other" / "plan.json").write_text("{half")
+    assert made.check() and made.again == 0
 
 
 def test_no_answer_decides_nothing(sweep, runs, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

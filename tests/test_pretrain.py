@@ -365,6 +365,16 @@ def test_expert_pairs_that_are_missing_beside_a_policy_are_made(tmp_path: Path, 
     assert "chosen first" not in capsys.readouterr().out
 
 
+def test_a_policy_that_another_command_installed_meanwhile_stays(dataset: Dataset, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(pretrain, "EVALUATION_EPISODES", 4)
+    path, _ = pretrain.make_policy(TOY, dataset, 0)
+    installed = pretrain.install_missing(TOY, dataset, path)
+    assert installed.read_bytes() == path.read_bytes()
+    before = installed.stat().st_ino
+    assert pretrain.install_missing(TOY, dataset, path) == installed and installed.stat().st_ino == before
+    installed.unlink()
+
+
 def test_command_line_installs_and_reports(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -63,6 +63,13 @@ def test_runs_that_are_not_alike_are_told(tmp_path: Path, change: Callable[[Path
     assert said in line
 
 
+def test_a_setting_that_earlier_seeds_did_not_have_yet_is_no_difference(tmp_path: Path) -> None:
+    for value, said in ((0.01, []), (0.02, ["the seeds of dppo have different settings (clip_coef 0.01 / 0.02)"])):
+        settings = {"clip_coef": value, "critic_hidden_dims": [256, 256, 256]}
+        lines = two_methods(tmp_path / str(value), lambda run, new=settings: edit(run, "spec.json", settings=new))
+        assert len(lines) == len(said) and all(words in line for words, line in zip(said, lines, strict=True))
+
+
 def test_a_run_that_waits_for_its_policy_has_no_protocol_that_could_differ(tmp_path: Path) -> None:
     def wait(run: Path) -> None:
         for path in run.iterdir():

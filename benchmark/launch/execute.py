@@ -196,7 +196,12 @@ def train(spec: RunSpec, paths: RunPaths, status: Status, checkpoint_seconds: fl
         started = saved = recorded = time.monotonic()
         first_iteration = trainer.iteration
         while not trainer.done or not trainer.curve:
-            trainer.advance()
+            try:
+                trainer.advance()
+            except Exception:  # what was evaluated before stays known, however soon it happens
+                status.progress(trainer, started, first_iteration)
+                trainer.record(paths, status.lease.check)
+                raise
             due = bool(stop.state) or time.monotonic() - saved >= checkpoint_seconds
             if due or time.monotonic() - recorded >= RECORD_SECONDS:
                 status.progress(trainer, started, first_iteration)

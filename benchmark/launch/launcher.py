@@ -69,6 +69,8 @@ class Launch:
         if self.max_parallel is not None and self.options.runs_per_job > self.max_parallel:
             packed = self.options.runs_per_job
             raise ValueError(f"--runs-per-job {packed} is more than --max-parallel {self.max_parallel} allows at once")
+        if self.launcher == "inline" and self.max_parallel is not None:
+            raise ValueError(f"--max-parallel {self.max_parallel} is not for --launcher inline: one at a time")
         if self.launcher == "slurm":
             for array in self.jobs(runs):
                 try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import time
 import uuid
 from collections.abc import Callable, Container, Sequence
@@ -47,7 +49,8 @@ class Sweep:
             The ids of the new jobs; of an array, its one id.
 
         Raises:
-            SlurmError: SLURM does not answer or refuses, or another call took over; what was submitted before stays.
+            SlurmError: SLURM does not answer or refuses the first of the jobs, or another call took over.
+            ValueError: a directory holds a run with other settings by now.
             OSError: the directory cannot be written.
         """
         submitted: list[str] = []
@@ -56,15 +59,21 @@ class Sweep:
             states, places = cluster.job_states(), self._places()
             alive = {root: states[place[:2]] for root, place in places.items() if is_alive(states.get(place[:2]))}
             missing = [run for run in runs if self._is_missing(run, alive)]
-            for run in missing:
-                prepare(run)
             after = {job for _, job in alive.values()} if self.max_parallel else set()
             for array in arrays(missing, self.options, cluster.array_cap()):
                 try:
                     lease.check()
                 except LeaseLost as error:
                     raise cluster.SlurmError("another call on this directory took over the submission") from error
-                job = self._submit_array(array, sorted(after))
+                for run in itertools.chain.from_iterable(array.packs):
+                    prepare(run)
+                try:
+                    job = self._submit_array(array, sorted(after))
+                except cluster.SlurmError as error:
+                    if not submitted:
+                        raise
+                    print(f"SLURM {error}; {', '.join(submitted)} go on, the same command submits the rest", flush=True)
+                    break
                 submitted.append(job)
                 if self.max_parallel:
                     after = {job}  # one array after the other, so that the limit is one of all
@@ -103,7 +112,11 @@ class Sweep:
 
     def _places(self) -> dict[Path, tuple[str, int, str, int]]:
         """The job that had each run last: name, array index, id if known, and the run's iteration at its submission."""
-        plans = sorted((read_json(path) for path in self.folder.glob("*/plan.json")), key=lambda plan: plan["created"])
+        plans = []
+        for path in self.folder.glob("*/plan.json"):
+            with contextlib.suppress(ValueError):  # gone, since SLURM refused its jobs
+                plans.append(read_json(path))
+        plans.sort(key=lambda plan: plan["created"])
         return {
             Path(root): (plan["name"], index, plan.get("job_id", ""), plan["iterations"][root])
             for plan in plans

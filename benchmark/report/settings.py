@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmark.methods import get_arm
 from benchmark.report.cells import method_key
 from benchmark.report.records import Run
 from benchmark.report.table import Table, words
@@ -30,11 +32,23 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def differing_settings(runs: Sequence[Run]) -> dict[str, str]:
-    """By setting of their method, the different values that `runs` have; those that are alike are left out."""
-    found = (run.spec.get("settings", {}) for run in runs if run.spec)
-    flat = [_flat(settings) for settings in found if isinstance(settings, Mapping)]
+    """By setting of their method, the different values that `runs` have; those that are alike are left out.
+
+    A specification from before there was a setting has its old behaviour, which is its default.
+    """
+    found = ((run.method, run.spec.get("settings", {})) for run in runs if run.spec)
+    flat = [_defaults(method) | _flat(settings) for method, settings in found if isinstance(settings, Mapping)]
     values = {name: _value(flat, name) for name in dict.fromkeys(name for spec in flat for name in spec)}
     return {name: value for name, value in values.items() if len({spec.get(name) for spec in flat}) > 1}
+
+
+def _defaults(method: str) -> dict[str, str]:
+    """The defaults of a method's settings; none where no such method is installed."""
+    try:
+        fields = dataclasses.fields(get_arm(method).load().Settings)
+    except (ValueError, ImportError):
+        return {}
+    return _flat({field.name: field.default for field in fields if field.default is not dataclasses.MISSING})
 
 
 def _value(runs: Sequence[Mapping[str, str]], name: str) -> str:
