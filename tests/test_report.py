@@ -190,6 +190,24 @@ def test_a_method_without_a_task_is_left_out_over_tasks(tmp_path: Path) -> None:
     assert "| lift | dppo | 0, 1, 2 | missing |" in text
 
 
+def test_an_ablation_beside_a_comparison_is_left_out_over_tasks(tmp_path: Path) -> None:
+    """As in the suite `all`: arms of OTPR on a task that the other methods are not run on, and do not miss."""
+    for seed in range(3):
+        for method in ("otpr", "dppo"):
+            for task in ("toy", "lift"):
+                make_run(tmp_path, task, method, seed, [0, 10])
+        for method in ("otpr", "otpr-q"):
+            make_run(tmp_path, "hopper-local", method, seed, [0, 10])
+    report.write_report(tmp_path)
+    rows = [row for row in read_csv(tmp_path / "report" / "summary.csv") if row["scope"] == "aggregate"]
+    assert {row["method"] for row in rows} == {"otpr", "dppo"}
+    text = (tmp_path / "report" / "summary.md").read_text().replace("\\", "")
+    assert "hopper-local: arms of one method alone, left out over tasks" in text and "Over 2 tasks" in text
+    assert "missing" not in text and "None: every run counts." in text
+    pairs = [row for row in read_csv(tmp_path / "report" / "comparisons.csv") if row["task"] == "hopper-local"]
+    assert {(row["first"], row["second"]) for row in pairs} == {("otpr", "otpr-q")}
+
+
 def test_half_written_and_garbage_rows(tmp_path: Path) -> None:
     running = make_run(tmp_path, "toy", "otpr", 0, [0, 10], state="running")
     with (running / "curve.csv").open("a") as file:

@@ -22,8 +22,13 @@ def method_key(method: str) -> tuple[int, str]:
     """Sort key of methods: the known ones, an arm behind its method, others by name, the frozen policy last."""
     if method == FROZEN:
         return len(_ORDER) + 1, method
-    base = method if method in _ORDER else method.split("-", 1)[0]
+    base = method if method in _ORDER else arm_of(method)
     return (_ORDER.index(base) if base in _ORDER else len(_ORDER)), method
+
+
+def arm_of(method: str) -> str:
+    """The method that an arm is one of, by its name."""
+    return method.split("-", 1)[0]
 
 
 @dataclass(frozen=True)
@@ -99,8 +104,9 @@ class TaskSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """A report's numbers; `aggregates` are over all tasks, for the methods that have a score on each."""
+    """A report's numbers; `aggregates` are over `pooled` tasks, for the methods that have a score on each."""
 
     tasks: tuple[TaskSummary, ...]
+    pooled: tuple[TaskSummary, ...]
     aggregates: tuple[Cell, ...]
     notes: tuple[str, ...]

@@ -82,8 +82,8 @@ def compare_pair(first: Cell, second: Cell, tasks: Sequence[str]) -> Comparison:
 def compare_all(summary: Summary) -> list[Comparison]:
     """Every pair, in the order of the methods: over tasks (where there are several), then on each task."""
     groups: list[tuple[Sequence[Cell], list[str]]] = []
-    if len(summary.tasks) > 1:
-        groups.append((summary.aggregates, [task.task for task in summary.tasks]))
+    if len(summary.pooled) > 1:
+        groups.append((summary.aggregates, [task.task for task in summary.pooled]))
     groups += [(task.cells, [task.task]) for task in summary.tasks]
     found = []
     for cells, tasks in groups:

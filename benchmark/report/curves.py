@@ -111,13 +111,13 @@ def sample_efficiency(summary: Summary) -> list[Curve]:
     """IQM over tasks and seeds against the share of each task's common budget, scores interpolated linearly."""
     found = []
     for cell in summary.aggregates:
-        values = np.empty((len(cell.scored), len(summary.tasks), len(SHARES)))
-        for column, task in enumerate(summary.tasks):
+        values = np.empty((len(cell.scored), len(summary.pooled), len(SHARES)))
+        for column, task in enumerate(summary.pooled):
             for row, seed in enumerate(cell.scored):
                 evaluations = task.scored[cell.method][seed].run.evaluations
                 steps = [e.env_steps for e in evaluations]
                 values[row, column] = np.interp(SHARES * (task.env_steps or 0), steps, [e.score for e in evaluations])
-        draws = generator(*(task.task for task in summary.tasks), cell.method, "efficiency")
+        draws = generator(*(task.task for task in summary.pooled), cell.method, "efficiency")
         found.append(Curve(cell.method, SHARES, iqm_curve(values, draws), len(cell.scored)))
     return found
 
@@ -131,7 +131,7 @@ def profiles(summary: Summary) -> list[Curve]:
     levels = np.linspace(low, high, PROFILE_POINTS)
     found = []
     for cell in summary.aggregates:
-        draws = generator(*(task.task for task in summary.tasks), cell.method, "profile")
+        draws = generator(*(task.task for task in summary.pooled), cell.method, "profile")
         found.append(Curve(cell.method, levels, performance_profile(cell.matrix, levels, draws), len(cell.scored)))
     return found
 

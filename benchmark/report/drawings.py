@@ -114,16 +114,16 @@ def _learning(summary: Summary, behind: Sequence[Run], looks: Mapping[str, Style
 
 def _where(summary: Summary) -> str:
     """The task, or how many there are."""
-    if len(summary.tasks) == 1:
-        return f"{summary.tasks[0].task}, {summary.tasks[0].env_steps or 0:,} env steps"
-    return f"over {len(summary.tasks)} tasks"
+    if len(summary.pooled) == 1:
+        return f"{summary.pooled[0].task}, {summary.pooled[0].env_steps or 0:,} env steps"
+    return f"over {len(summary.pooled)} tasks"
 
 
 def _over(summary: Summary) -> str:
     """The task, or all of them by name."""
-    if len(summary.tasks) == 1:
+    if len(summary.pooled) == 1:
         return f"on {_where(summary)}"
-    return f"{_where(summary)}: {', '.join(task.task for task in summary.tasks)}"
+    return f"{_where(summary)}: {', '.join(task.task for task in summary.pooled)}"
 
 
 def _distributions(summary: Summary, looks: Mapping[str, Style]) -> Iterator[Drawing]:
@@ -194,6 +194,6 @@ def drawings(summary: Summary, pairs: Sequence[Comparison], behind: Sequence[Run
         yield _aggregates(summary, looks)
         yield from _distributions(summary, looks)
     if len(summary.aggregates) > 1:
-        scope = summary.tasks[0].task if len(summary.tasks) == 1 else ALL_TASKS
+        scope = summary.pooled[0].task if len(summary.pooled) == 1 else ALL_TASKS
         yield _improvement(summary, [pair for pair in pairs if pair.task == scope])
     yield from _times(summary)

@@ -151,7 +151,7 @@ def _pooling(summary: Summary) -> list[str]:
             f"Tasks on embedded data ({_listed(local)}) and others ({_listed(set(names) - set(local))}) are in one "
             "report: scores of a -local task are not D4RL's or robomimic's."
         )
-    families = {family(name) for name in names}
+    families = {family(task.task) for task in summary.pooled}
     if len(families) > 1 and summary.aggregates:
         notes.append(
             f"The numbers over tasks pool scores of {len(families)} families ({_listed(families)}), whose units "

@@ -44,9 +44,9 @@ def _seeds(cell: Cell) -> Entry:
 
 def over_title(summary: Summary) -> str:
     """Names what is pooled: how many tasks, of which families."""
-    families = sorted({family(task.task) for task in summary.tasks})
+    families = sorted({family(task.task) for task in summary.pooled})
     of = f" of {len(families)} families pooled ({', '.join(families)})" if len(families) > 1 else f" ({families[0]})"
-    return f"Over {len(summary.tasks)} tasks{of}"
+    return f"Over {len(summary.pooled)} tasks{of}"
 
 
 def family(task: str) -> str:
@@ -63,7 +63,7 @@ def family(task: str) -> str:
 def _groups(summary: Summary) -> list[tuple[str, str, Sequence[Cell]]]:
     """(name, title, cells): over tasks, where there are several, then each task."""
     groups: list[tuple[str, str, Sequence[Cell]]] = []
-    if len(summary.tasks) > 1 and summary.aggregates:
+    if len(summary.pooled) > 1 and summary.aggregates:
         groups.append(("over", over_title(summary), summary.aggregates))
     for index, task in enumerate(summary.tasks):
         steps = "no evaluation" if task.env_steps is None else f"{task.env_steps:,} env steps"

@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmark.report import bootstrap, statistics
 from benchmark.report.bootstrap import FloatArray
-from benchmark.report.cells import ALL_TASKS, MISSING, MIXED, Cell, Summary, TaskSummary, method_key
+from benchmark.report.cells import ALL_TASKS, MISSING, MIXED, Cell, Summary, TaskSummary, arm_of, method_key
 from benchmark.report.compare import common_step, score_at
 from benchmark.report.records import TIMES, Evaluation, Run
 from benchmark.report.scalars import THRESHOLDS, Scored, reached_by, reduce_run
@@ -201,12 +201,26 @@ def _over_tasks(method: str, cells: Sequence[Cell], scored: Sequence[Sequence[Sc
 
 
 def summarise(runs: Sequence[Run]) -> Summary:
-    """Compare all methods on all tasks that `runs` (seeds already selected) hold."""
-    methods = sorted({run.method for run in runs}, key=method_key)
+    """Compare all methods on all tasks that `runs` (seeds already selected) hold.
+
+    Beside other tasks, those on which arms of one method alone were run are compared for themselves.
+    """
     by_task: dict[str, list[Run]] = {}
-    for run in runs:
+    for run in sorted(runs, key=lambda run: run.task):
         by_task.setdefault(run.task, []).append(run)
-    tasks = [summarise_task(name, by_task[name], methods) for name in sorted(by_task)]
-    notes: list[str] = []
-    aggregates = [cell for method in methods if (cell := _aggregate(method, tasks, notes))]
-    return Summary(tuple(tasks), tuple(aggregates), tuple(notes))
+    arms = {task for task, members in by_task.items() if _compares_arms({run.method for run in members})}
+    alone = arms if len(arms) < len(by_task) else set()
+    pooled_methods = {run.method for run in runs if run.task not in alone}
+    tasks = {}
+    for task, members in by_task.items():
+        methods = {run.method for run in members} if task in alone else pooled_methods
+        tasks[task] = summarise_task(task, members, sorted(methods, key=method_key))
+    pooled = [summary for task, summary in tasks.items() if task not in alone]
+    notes = [f"{', '.join(sorted(alone))}: arms of one method alone, left out over tasks."] if alone else []
+    found = (_aggregate(method, pooled, notes) for method in sorted(pooled_methods, key=method_key))
+    return Summary(tuple(tasks.values()), tuple(pooled), tuple(cell for cell in found if cell), tuple(notes))
+
+
+def _compares_arms(methods: set[str]) -> bool:
+    """Whether arms of one method alone were run: an ablation, which no other method misses."""
+    return len(methods) > 1 and len({arm_of(method) for method in methods}) == 1
