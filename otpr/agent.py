@@ -278,7 +278,7 @@ class Settings(ImplicitQSettings):
         check_choice(self, "row_condition", ROW_CONDITIONS)
         check_range(self, ("policy_share", "guide_weight", "expert_share", "expert_fraction"), 0, 1)
         check_range(self, ("weight_clip", "relation_temperature"), 0, float("inf"), open_ends=True)
-        check_range(self, ("keypoints",), 0, self.transport_block_size - 1)
+        check_range(self, ("keypoints",), 0, self.most_keypoints)
         self.transport()
         if self.guide_weight and not self.keypoints:
             raise ValueError(f"guide_weight {self.guide_weight} needs keypoints, got keypoints 0")
@@ -289,6 +289,11 @@ class Settings(ImplicitQSettings):
     def uses_demonstrations(self) -> bool:
         """Whether offline data takes part in fine-tuning."""
         return self.keypoints > 0 or self.expert_fraction > 0
+
+    @property
+    def most_keypoints(self) -> int:
+        """Those that leave room for another pair in a block."""
+        return self.transport_block_size - 1
 
     @property
     def idle(self) -> dict[str, str]:

@@ -4,8 +4,9 @@ It differs from the paper's method and from `otpr.agent` in what is kept here on
 
 - the actor clones the replay without weights; selection alone uses H;
 - potentials are made anew in every iteration and take 1000 Adam steps at a rate of 1e-5, each on a fresh batch of 128;
-- the cost that they are fitted to is the guide alone, in its own unit and with a mask whose keypoints are the next
-  expert pairs in file order, starting again with the first in every iteration; Q takes no part;
+- the cost that they are fitted to is the guide alone, by cosine distances, in its own unit and with a mask whose
+  keypoints are the next 128 expert pairs in file order, beside the batch, starting again with the first in every
+  iteration; Q takes no part;
 - H is then read with the cost -Q, without guide and mask;
 - evaluation executes one of the candidates at random, which is a sample of the actor.
 
@@ -19,11 +20,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from otpr import agent, implicit_q
 from otpr.duality import L2, marginal_errors
-from otpr.keypoints import Keypoints, jensen_shannon
+from otpr.keypoints import jensen_shannon
 from otpr.method import ActionChunk
 from otpr.potentials import Potentials
 from otpr.precision import backward
@@ -33,6 +35,12 @@ LACKING = (
     "guidance", "row_condition", "guide_weight", "regulariser", "policy_share", "action_bound", "transport_tolerance",
     "transport_warm_steps",
 )  # fmt: skip
+
+
+def cosine_relation(points: Tensor, keypoints: Tensor, temperature: float) -> Tensor:
+    """R_k(x) = softmax_k(-(1 - cos(x, x_k)) / temperature) of points (N, D) and keypoints (K, D), (N, K)."""
+    cosines = F.normalize(points, dim=1) @ F.normalize(keypoints, dim=1).mT
+    return ((cosines - 1) / temperature).softmax(-1)
 
 
 class ReleasedOTPR(agent.OTPR):
@@ -67,27 +75,23 @@ class ReleasedOTPR(agent.OTPR):
         for step in range(settings.first_steps):
             batch = self.replay.sample(settings.block_size, self.generator)
             rows = (torch.arange(count) + step * count) % (len(self.expert.actions) // count * count)
-            pairs = Keypoints(
-                self.expert.observations[rows], self.expert.actions[rows], self.settings.relation_temperature
-            )
-            density = self._masked_step(optimizer, pairs, batch.observations, batch.actions)
+            states = torch.cat([self.expert.observations[rows], batch.observations])  # (K + B, O)
+            actions = torch.cat([self.expert.actions[rows], batch.actions])  # (K + B, H, A)
+            density = self._masked_step(optimizer, states, actions)
         rows, columns = marginal_errors(density)
         metrics = {"transport/row_marginal_error": rows, "transport/column_marginal_error": columns}
         values = {name: value.item() for name, value in metrics.items()}
         return values | {"transport/steps": settings.first_steps, "time/transport": time.perf_counter() - started}
 
-    def _masked_step(
-        self, optimizer: torch.optim.Optimizer, pairs: Keypoints, observations: Tensor, chunks: Tensor
-    ) -> Tensor:
-        """One step on keypoints and batch together; returns H before it, (K + B, K + B)."""
-        states = torch.cat([pairs.observations, observations])
-        actions = torch.cat([pairs.chunks, chunks])
-        count = len(pairs)
-        size = len(states)
+    def _masked_step(self, optimizer: torch.optim.Optimizer, states: Tensor, actions: Tensor) -> Tensor:
+        """One step on keypoints and batch, (K + B, O) and (K + B, H, A); returns H before it, (K + B, K + B)."""
+        count, size = self.settings.keypoints, len(states)
         with torch.no_grad():
-            cost = jensen_shannon(
-                pairs.state_relation(states)[:, None], pairs.chunk_relation(actions)
-            )  # (K + B, K + B)
+            relations = [
+                cosine_relation(points, points[:count], self.settings.relation_temperature)
+                for points in (states, actions.flatten(1))
+            ]
+            cost = jensen_shannon(relations[0][:, None], relations[1])  # (K + B, K + B)
             mask = torch.ones_like(cost)
             mask[:count], mask[:, :count] = 0.0, 0.0
             mask.diagonal()[:count] = 1.0
@@ -109,8 +113,13 @@ class Settings(agent.Settings):
     transport_block_size: int = 128  # replayed states and chunks of a batch
     transport_first_steps: int = 1000  # Adam steps in every iteration, from scratch
     transport_learning_rate: float = 1e-5
-    keypoints: int = 16  # expert pairs in a batch, beside the replayed ones
+    keypoints: int = 128  # expert pairs in a batch, beside as many replayed ones
     guide_weight: float = 1.0  # its default alpha = 1 leaves the guide alone
+
+    @property
+    def most_keypoints(self) -> int:
+        """As many as replayed pairs."""
+        return self.transport_block_size
 
     def __post_init__(self) -> None:
         """Check the values.

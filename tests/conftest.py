@@ -57,8 +57,9 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
 
 
-# One arm for each way through the code; the others differ in numbers alone.
-DISTINCT_ARMS = ("frozen", "dppo", "idql", "dql", "otpr", "otpr-u", "otpr-conditional", "otpr-released")
+# One arm for each way through the code: the first of each class, and those of OTPR that differ in more than numbers.
+FIRST_OF_CLASS = {(arm.module, arm.class_name): name for name, arm in reversed(ARMS.items())}
+DISTINCT_ARMS = (*reversed(FIRST_OF_CLASS.values()), "otpr-u", "otpr-conditional")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -102,6 +102,25 @@ def test_the_released_arm_keeps_the_released_behaviour() -> None:
     torch.testing.assert_close(method.guidance(batch.observations, batch.actions[:, None])[:, 0], h)
 
 
+def test_a_released_batch_is_half_keypoints_related_by_cosines(monkeypatch) -> None:
+    assert released.Settings().keypoints == released.Settings().transport_block_size == 128
+    method, steps = make(released.ReleasedOTPR, keypoints=16, expert_share=0.25), []
+    method.update(collect(method, CASE, torch.Generator().manual_seed(1)))
+    step = method._masked_step
+    monkeypatch.setattr(method, "_masked_step", lambda *args: steps.append(args[1:]) or step(*args))
+    method.fit_transport()
+    (states, chunks), (later, _) = steps[:2]
+    assert len(states) == len(chunks) == 32
+    assert torch.equal(states[:16], method.expert.observations[:16])
+    assert not torch.equal(later[:16], states[:16])
+    numbers = states.numpy().astype(np.float64)
+    unit = numbers / np.linalg.norm(numbers, axis=1, keepdims=True)
+    shares = np.exp(-(1 - unit @ unit[:16].T) / 0.1)
+    expected = shares / shares.sum(1, keepdims=True)
+    relation = released.cosine_relation(states, states[:16], 0.1)
+    np.testing.assert_allclose(relation.numpy(), expected, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("guidance", "q"), ("transport_tolerance", 0.5), ("transport_warm_steps", 5), ("guide_weight", 0.5)],

@@ -165,7 +165,7 @@ def test_an_ablation_shows_its_arms_alone(tmp_path: Path) -> None:
 
 
 def test_arms_are_told_apart() -> None:
-    looks = [style.style(name) for name in ARMS]
+    looks = style.styles(ARMS).values()
     assert len({look.colour for look in looks}) == len({(look.marker, look.line) for look in looks}) == len(ARMS)
 
 
