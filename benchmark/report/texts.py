@@ -27,7 +27,8 @@ hence optimistic. Brackets: 95 % percentile intervals of a bootstrap over seeds,
 than {MINIMUM_RUNS} seeds count, and with few seeds they are too narrow. Offline data: whether expert data takes part in
 fine-tuning."""
 _COSTS = """\
-Wall-clock and gradient steps are those spent up to the evaluation that counts, the mean over seeds. Steps and time to a
+Wall-clock and gradient steps are those spent up to the evaluation that counts, the mean over seeds; wall-clock includes
+evaluations, also those by other rules where they are recorded. Steps and time to a
 score: the median over seeds of the first evaluation at or above it, a dash where half or more never reach it; in
 brackets how many do."""
 _PAIRS = """\
