@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import importlib.metadata
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -117,8 +118,7 @@ def resolve_settings(name: str, task: Task, protocol: str, overrides: dict[str, 
     What the task itself brings for a method comes right after the tables.
 
     Raises:
-        ValueError: unknown method, a task family that the method has no settings for, an unknown field, a bad value, or
-            one in `overrides` that the settings call idle.
+        ValueError: unknown method, a task family that the method has no settings for, an unknown field or a bad value.
     """
     arm = get_arm(name)
     module = arm.load()
@@ -129,11 +129,18 @@ def resolve_settings(name: str, task: Task, protocol: str, overrides: dict[str, 
             f"it has them for: {', '.join(table) or 'none'}"
         )
     values = module.PUBLISHED.get(task.family, {}) | table.get(task.family, {}) | dict(task.settings.get(name, {}))
-    settings = build_settings(name, module.Settings, values | arm.values, overrides)
+    return build_settings(name, module.Settings, values | arm.values, overrides)
+
+
+def refuse_idle(name: str, settings: Any, asked: Collection[str]) -> None:
+    """Refuse what was asked for a method and would change nothing.
+
+    Raises:
+        ValueError: one of the fields `asked` is idle beside the others' values, as the settings say.
+    """
     for field_name, reason in getattr(settings, "idle", {}).items():
-        if field_name in overrides:
+        if field_name in asked:
             raise ValueError(f"method {name!r}: {field_name} changes nothing with {reason}")
-    return settings
 
 
 def build_settings(name: str, settings: type, values: dict[str, Any], overrides: dict[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import torch
 
 from benchmark.finetune import demonstrations_of, pretrained_of
 from benchmark.launch.lease import Lease, RunBusy, last_status
-from benchmark.methods import get_arm, setting_names, uses_demonstrations
+from benchmark.methods import get_arm, refuse_idle, setting_names, uses_demonstrations
 from benchmark.seeding import TUNING_SEED
 from benchmark.spec import RunSpec, load_spec, make_spec
 from benchmark.store import ENDED, RunPaths, create_json, read_status, run_paths, write_json
@@ -144,32 +145,31 @@ def _suite_specs(suite: Suite, overrides: dict[str, dict[str, Any]], device: str
     for text in (suite.seeds, *suite.task_seeds.values()):
         if min(parse_seeds(text)) < TUNING_SEED <= max(parse_seeds(text)):
             raise ValueError(f"seeds {text} mix tuning seeds ({TUNING_SEED} and up) with reported ones")
-    first = {
-        (task, method): make_spec(
+    first: dict[tuple[str, str], RunSpec] = {}
+    for task, method in itertools.product(suite.tasks, suite.methods):
+        own = suite.settings.get(method, {}) | overrides.get(method, {})
+        spec = first[task, method] = make_spec(
             task,
             method,
             seeds[task][0],
             suite.protocol,
             suite.loop | suite.task_loop.get(task, {}),
             suite.sampler,
-            _settings_of(suite, method) | overrides.get(method, {}),
+            _common_settings(suite, method) | own,
             suite.threads,
             device,
             plan_only,
             suite.precision,
         )
-        for task in suite.tasks
-        for method in suite.methods
-    }
+        refuse_idle(method, spec.method_settings(), own)
     pairs = [(task, seed, method) for task in suite.tasks for seed in seeds[task] for method in suite.methods]
     return [replace(first[task, method], seed=seed) for task, seed, method in pairs]
 
 
-def _settings_of(suite: Suite, method: str) -> dict[str, Any]:
-    """What the suite changes of a method's settings: those common to all that have them, then its own."""
+def _common_settings(suite: Suite, method: str) -> dict[str, Any]:
+    """What the suite changes of all methods that have such settings, as far as this one has them."""
     names = setting_names(method)
-    common = {name: value for name, value in suite.common_settings.items() if name in names}
-    return common | suite.settings.get(method, {})
+    return {name: value for name, value in suite.common_settings.items() if name in names}
 
 
 def check_start(spec: RunSpec) -> None:

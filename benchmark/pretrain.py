@@ -212,8 +212,8 @@ def run(task_name: str, data: Path | None, out: Path | None, seed: int) -> None:
     same = held.exists() and read_json(held).get("sha256") == card["sha256"]
     if out is not None:
         install(task, dataset, path, out)
-    elif not held.exists():
-        out = install_missing(task, dataset, path)
+    elif not held.exists() and install_missing(task, dataset, path):
+        out = installed_path(task)
     print(f"{out or path}: {'from the cache, ' if cached else ''}trained in {card['seconds']:.0f} s")
     for name, values in card["start_return"].items():
         success = f", success {values['success_rate']:.2f}" if "success_rate" in values else ""
@@ -235,13 +235,14 @@ def install(task: Task, dataset: Dataset, source: Path, target: Path) -> None:
     save_demonstrations(task, dataset, pretrained.normalizer, target.with_name(f"{target.stem}-expert.pt"))
 
 
-def install_missing(task: Task, dataset: Dataset, source: Path) -> Path:
-    """`install` for the task to start from, unless another command has done so in the meantime; returns the place."""
+def install_missing(task: Task, dataset: Dataset, source: Path) -> bool:
+    """`install` for the task to start from, unless another command has done so in the meantime; whether it did."""
     target = installed_path(task)
     with waited_for(target.with_suffix(".lock")):
-        if not target.exists():
+        missing = not target.exists()
+        if missing:
             install(task, dataset, source, target)
-    return target
+    return missing
 
 
 def ensure_policy(task: Task, progress: Progress | None = None) -> None:
@@ -254,7 +255,7 @@ def ensure_policy(task: Task, progress: Progress | None = None) -> None:
     if not policy_path(task).exists():
         dataset = load_data(task.name)
         install_missing(task, dataset, make_policy(task, dataset, 0, progress)[0])
-    elif not demonstrations_path(task).exists():
+    if not demonstrations_path(task).exists():
         make_demonstrations(task, demonstrations_path(task))
 
 

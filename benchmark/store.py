@@ -165,14 +165,16 @@ def _json_text(value: Mapping[str, Any]) -> str:
 
 
 def create_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write an object as indented JSON where there is no file yet; one that is there stays."""
-
-    def guard() -> None:
-        if path.exists():
-            raise FileExistsError(errno.EEXIST, "exists", str(path))
-
-    with contextlib.suppress(FileExistsError):
-        write_text(path, _json_text(value), guard)
+    """Write an object as indented JSON where there is no file yet; one that is there stays, whoever wrote it when."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.new")
+    write_text(fresh, _json_text(value))
+    try:
+        os.link(fresh, path)
+    except OSError:  # there is one, or the file system knows no hard links
+        if not path.exists():
+            os.replace(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def overwrite_json(path: Path, value: Mapping[str, Any]) -> None:

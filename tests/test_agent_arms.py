@@ -12,12 +12,13 @@ from agent_cases import CASE, MASKED, SMALL, batch_of, batch_of_any, make, pairs
 from test_offpolicy import collect, weights
 from torch import Tensor
 
-from benchmark.methods import ARMS, resolve_settings
+from benchmark.methods import ARMS, refuse_idle, resolve_settings
 from benchmark.tasks import TASKS
 from otpr import agent, released
 from otpr.critic import expectile_choice
 from otpr.duality import interaction
 from otpr.exact import exact_plan
+from otpr.keypoints import jensen_shannon
 from otpr.method import TaskShape
 from otpr.offpolicy import sample_candidates
 from otpr.transport import cross_cost
@@ -119,6 +120,8 @@ def test_a_released_batch_is_half_keypoints_related_by_cosines(monkeypatch) -> N
     expected = shares / shares.sum(1, keepdims=True)
     relation = released.cosine_relation(states, states[:16], 0.1)
     np.testing.assert_allclose(relation.numpy(), expected, atol=1e-5)
+    cost, plain = released.floored_jensen_shannon(relation, relation), jensen_shannon(relation[:, None], relation)
+    torch.testing.assert_close(cost, plain, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -234,9 +237,8 @@ def test_idle_settings_change_nothing_and_are_refused(values: dict[str, Any]) ->
         chosen.append(each.act(observations, True, torch.Generator().manual_seed(4)).actions)
     assert torch.equal(weights(method.actor), weights(other.actor)) and torch.equal(*chosen)
     for name in idle:
-        overrides = {key: value for key, value in values.items() if key not in idle} | {name: OTHER[name]}
         with pytest.raises(ValueError, match=f"'otpr-u': {name} changes nothing with "):
-            resolve_settings("otpr-u", TASKS["hopper-local"], "embedded", overrides)
+            refuse_idle("otpr-u", method.settings, {name})
 
 
 @pytest.mark.parametrize("name", [name for name in OTHER if name not in ("regulariser", "weight_clip")])

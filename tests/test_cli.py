@@ -321,17 +321,14 @@ def test_a_suite_of_ones_own(tmp_path: Path, capsys) -> None:
 
 def test_common_settings_reach_every_method_that_has_them_and_its_own_come_after(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
-    common = "[common_settings]\nreplay_ratio = 8\n[settings.dql]\nreplay_ratio = 2.0\n"
-    file.write_text(MINE.replace('"idql"', '"idql", "dql", "dppo"') + common)
-    suite = choose(load_suite(str(file)), ["frozen", "idql", "dql", "dppo", "otpr-u"], [], None)
-    specs = make_specs(suite, {"otpr-u": {"candidates": 3}}, "cpu", plan_only=True)
-    assert {spec.method: spec.settings.get("replay_ratio") for spec in specs} == {
-        "frozen": None,
-        "dppo": None,
-        "idql": 8.0,
-        "dql": 2.0,
-        "otpr-u": 8.0,
-    }
+    common = "[common_settings]\nreplay_ratio = 8\nweight_clip = 5.0\n[settings.dql]\nreplay_ratio = 2.0\n"
+    file.write_text(MINE.replace('"idql"', '"idql", "dql", "dppo", "otpr-selection"') + common)
+    suite = choose(load_suite(str(file)), ["frozen", "idql", "dql", "dppo", "otpr-selection"], [], None)
+    specs = make_specs(suite, {"otpr-selection": {"candidates": 3}}, "cpu", plan_only=True)
+    ratios = {"frozen": None, "dppo": None, "idql": 8.0, "dql": 2.0, "otpr-selection": 8.0}
+    assert {spec.method: spec.settings.get("replay_ratio") for spec in specs} == ratios
+    with pytest.raises(ValueError, match="'otpr-selection': weight_clip changes nothing with weighting off"):
+        make_specs(suite, {"otpr-selection": {"weight_clip": 3.0}}, "cpu", plan_only=True)  # asked of it alone
 
 
 @pytest.mark.parametrize(

@@ -261,7 +261,8 @@ def test_what_slurm_refuses_after_it_took_some_is_left_for_later(runs, tmp_path:
 
     monkeypatch.setattr(made, "_submit_array", submit)
     assert made.submit(runs) == ["7"]
-    assert "refused the jobs: MaxSubmitJobs; 7 go on" in capsys.readouterr().out
+    assert "refused the jobs: MaxSubmitJobs; the jobs 7 go on, other runs have none" in capsys.readouterr().out
+    assert all(read_json(run.paths.status)["state"] == "queued" for run in runs)  # they are open, for `status` too
     with pytest.raises(cluster.SlurmError, match="MaxSubmitJobs"):
         made.submit(runs)
 

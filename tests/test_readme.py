@@ -19,7 +19,7 @@ COMMANDS = re.findall(r"^python (-m .*)$", "\n".join(re.findall(r"```bash\n(.*?)
 # once all its options have been understood, and says this.
 ENDS = {
     "-m benchmark.speed": (["--json", "."], "error: . is a directory"),
-    "-m benchmark.pretrain": (["--threads", "0"], "error: --threads must be at least 1, got 0"),
+    "-m benchmark.pretrain": (["--data", "missing"], "error: missing: "),
     "-m benchmark.diagnose": ([], "missing/spec.json"),
     "-m benchmark.evaluate --run": ([], "missing/spec.json"),
     "-m benchmark.data get": (["nothing"], "cannot download 'nothing' (unknown)"),

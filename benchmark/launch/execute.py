@@ -8,7 +8,7 @@ import platform
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -199,8 +199,9 @@ def train(spec: RunSpec, paths: RunPaths, status: Status, checkpoint_seconds: fl
             try:
                 trainer.advance()
             except Exception:  # what was evaluated before stays known, however soon it happens
-                status.progress(trainer, started, first_iteration)
-                trainer.record(paths, status.lease.check)
+                with suppress(OSError):  # a full disk is not why it ends
+                    status.progress(trainer, started, first_iteration)
+                    trainer.record(paths, status.lease.check)
                 raise
             due = bool(stop.state) or time.monotonic() - saved >= checkpoint_seconds
             if due or time.monotonic() - recorded >= RECORD_SECONDS:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import time
 import uuid
 from collections.abc import Callable, Container, Sequence
@@ -60,19 +59,18 @@ class Sweep:
             alive = {root: states[place[:2]] for root, place in places.items() if is_alive(states.get(place[:2]))}
             missing = [run for run in runs if self._is_missing(run, alive)]
             after = {job for _, job in alive.values()} if self.max_parallel else set()
+            for run in missing:
+                prepare(run)
             for array in arrays(missing, self.options, cluster.array_cap()):
                 try:
                     lease.check()
-                except LeaseLost as error:
-                    raise cluster.SlurmError("another call on this directory took over the submission") from error
-                for run in itertools.chain.from_iterable(array.packs):
-                    prepare(run)
-                try:
                     job = self._submit_array(array, sorted(after))
-                except cluster.SlurmError as error:
+                except (LeaseLost, cluster.SlurmError) as error:
+                    taken = isinstance(error, LeaseLost)
+                    reason = "another call on this directory took over the submission" if taken else error
                     if not submitted:
-                        raise
-                    print(f"SLURM {error}; {', '.join(submitted)} go on, the same command submits the rest", flush=True)
+                        raise cluster.SlurmError(reason) from error
+                    print(f"SLURM: {reason}; the jobs {', '.join(submitted)} go on, other runs have none", flush=True)
                     break
                 submitted.append(job)
                 if self.max_parallel:
