@@ -69,7 +69,7 @@ _SHORT: dict[str, Any] = {
     "critic_warmup_iterations": 2,
     "replay_capacity": 200_000,
 }
-# With 16 draws of a chunk all of them end lower on Hopper (results/README.md, hopper-16) and idql on Walker2d.
+# With 16 draws of a chunk all end lower on Hopper, idql and dql on Walker2d and HalfCheetah (results/README.md).
 _OFTEN = _SHORT | {"replay_ratio": 64.0}
 # An iteration has few chunks: with 16 draws, 31 gradient steps, and a warm-up of 2 IDQL's critic chooses before it has
 # learned, and Lift falls from 0.58 to 0.02 (quick-lift at commit 3fcfbd4); so it rises from 0.55 to 1.0 (seed 1000).
