@@ -186,8 +186,8 @@ def test_a_spec_that_cannot_run_here_is_one_line_and_exit_2(
 ) -> None:
     write_json(tmp_path / "spec.json", replace(toy_spec("frozen"), **changes).as_dict())
     for dry_run in (True, False):
-        arguments = run.Arguments(from_spec=tmp_path / "spec.json", out=tmp_path / "out", dry_run=dry_run)
-        assert run.main(arguments) == 2
+        again = {"from_spec": tmp_path / "spec.json", "out": tmp_path / "out", "launcher": "local"}
+        assert run.main(run.Arguments(**again, dry_run=dry_run)) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1
         assert all(word in error for word in words), error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 import shutil
@@ -27,6 +28,7 @@ ENDS = {
     "-m benchmark.data import-policy": ([], "state_5000.pt"),
     "-m benchmark.report --out": ([], "missing is not a directory"),
 }
+EXTRAS = {"--video": "imageio_ffmpeg", "--export": "pyarrow"}  # of which the first to be missing is named
 SLURM = [command for command in COMMANDS if "--launcher slurm" in command]  # run by test_slurm.py
 
 
@@ -40,6 +42,9 @@ def test_readme_command_works(command: str, tmp_path: Path, cache: Path) -> None
         words = ""
     elif "--import" in arguments:
         words = "curves.csv"
+    for option, package in EXTRAS.items():
+        if option in arguments and importlib.util.find_spec(package) is None:
+            words = f"needs {'the package ' if option == '--video' else ''}{package.replace('_', '-')}"
     if "--run" in arguments:
         arguments[3] = "missing"
     elif "--out" in arguments and arguments[1] != "benchmark.status":
