@@ -165,7 +165,7 @@ def make_spec(
         pairs = None if demonstrations is None else demonstrations.pairs
         try:
             get_arm(method).build(spec.method_settings(), policy, shape, torch.Generator(), pairs)
-        except (ValueError, RuntimeError, MemoryError) as error:  # the latter: sizes that do not fit into memory
+        except (ValueError, RuntimeError, MemoryError) as error:  # the last two: too large for the memory
             hint = f"settings are changed by --set {method}.FIELD=VALUE, or by [settings.{method}] of a suite"
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise ValueError(f"{task_name}, {method}: {reason}; {hint}") from error

@@ -166,11 +166,13 @@ def _json_text(value: Mapping[str, Any]) -> str:
 
 def create_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write an object as indented JSON where there is no file yet; one that is there stays, whoever wrote it when."""
+    if path.exists():
+        return
     fresh = path.with_name(f".{path.name}.{os.getpid()}.new")
     write_text(fresh, _json_text(value))
     try:
         os.link(fresh, path)
-    except OSError:  # there is one, or the file system knows no hard links
+    except OSError:  # there is one by now, or the file system knows no hard links
         if not path.exists():
             os.replace(fresh, path)
     finally:

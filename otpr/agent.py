@@ -29,7 +29,8 @@ from otpr.transport import Transport
 
 GUIDANCES = ("h", "q", "advantage")
 ROW_CONDITIONS = ("potential", "candidates")
-_OF_FIT = (
+# of a fit, beside those that start with transport_
+_FIT_SETTINGS = (
     "regulariser", "epsilon", "action_bound", "row_condition", "policy_share", "guide_weight", "relation_temperature",
 )  # fmt: skip
 GUIDANCE_ROWS = 4096  # pairs judged in one pass
@@ -298,7 +299,7 @@ class Settings(ImplicitQSettings):
     @property
     def idle(self) -> dict[str, str]:
         """The settings that change nothing, and beside which value of another."""
-        fitted = (*_OF_FIT, *(name for name in vars(self) if name.startswith("transport_")))
+        fitted = (*_FIT_SETTINGS, *(name for name in vars(self) if name.startswith("transport_")))
         rules = (
             (self.guidance != "h", f"guidance {self.guidance!r}", fitted),
             (not self.weighting, "weighting off", ("weight_clip",)),

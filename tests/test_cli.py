@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 import subprocess
@@ -23,7 +22,7 @@ from benchmark.plan import choose, make_specs, plan_runs, resolve_device
 from benchmark.policies import policy_path
 from benchmark.store import read_status, write_json
 from benchmark.suites import load_suite, parse_seeds, suite_names
-from benchmark.tasks import TASKS, Task, get_task
+from benchmark.tasks import TASKS, get_task
 
 
 def call(out: Path, *extra: str, suite: str = "smoke", launcher: Any = "inline", **fields) -> int:
@@ -221,25 +220,6 @@ def test_where_all_runs_wait_for_data_it_is_said_how_to_get_it(tmp_path: Path, c
     )
     assert status.main(status.Arguments(out=tmp_path)) == 1
     assert capsys.readouterr().out.count("its data is not there") == 3
-
-
-def test_runs_that_can_start_do_not_wait_for_a_policy_that_is_trained(tmp_path: Path, capsys, monkeypatch) -> None:
-    monkeypatch.setenv("OTPR_BENCH_CACHE", str(tmp_path / "cache"))
-    write_json(dataset_path("hopper-medium-v2"), {})
-    seen = []
-
-    def train(task: Task, progress: object) -> None:
-        seen.append([read_status(paths)["state"] for paths in status.find_runs(tmp_path / "out")])
-
-        raise OSError(errno.ENOSPC, "disk full")
-
-    monkeypatch.setattr(run, "ensure_policy", train)
-    file = tmp_path / "mine.toml"
-    file.write_text('tasks = ["hopper-medium-v2", "hopper-local"]\nmethods = ["frozen"]\n[loop]\neval_episodes = 1\n')
-    assert call(tmp_path / "out", suite=str(file)) == 1
-    assert seen == [["done"]] and "disk full" in capsys.readouterr().err
-    warnings = (tmp_path / "out" / "report" / "summary.md").read_text()
-    assert "hopper-medium-v2" in warnings and "different protocols" not in warnings
 
 
 def test_a_simulator_that_is_not_installed_leaves_the_other_tasks_running(tmp_path: Path, capsys, monkeypatch) -> None:

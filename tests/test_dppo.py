@@ -135,6 +135,16 @@ def test_time_limits_bootstrap_from_the_final_observation() -> None:
         torch.testing.assert_close(advantage, expected)
 
 
+def test_ignored_time_limits_bootstrap_an_iterations_last_chunk_from_the_episodes_own_last_state() -> None:
+    case = CASES[0]
+    method = make(case, time_limit="ignore", gae_lambda=0.0, reward_scaling=False)
+    data = rollout(case, method)
+    data.truncated[5] = True
+    advantages, _ = method.estimate_advantages(data)
+    expected = data.rewards[5] + 0.99 * method.critic(data.next_observations[5]) - method.critic(data.observations[5])
+    torch.testing.assert_close(advantages.view(6, 4)[5], expected)
+
+
 @pytest.mark.parametrize("reset", [False, True])
 def test_the_return_that_scales_rewards_starts_anew_with_an_iteration_of_new_episodes(reset: bool) -> None:
     method = make(CASES[0], reset_at_iteration=reset)

@@ -10,10 +10,11 @@ import pytest
 from test_cli import call
 
 from benchmark import run, status
+from benchmark.data.registry import dataset_path
 from benchmark.launch.local import Pool
 from benchmark.plan import make_specs, plan_runs, prepare
 from benchmark.policies import FOLDER
-from benchmark.store import read_status
+from benchmark.store import read_status, write_json
 from benchmark.suites import load_suite
 from benchmark.tasks import Task
 
@@ -25,6 +26,25 @@ def no_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("OTPR_BENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(run, "data_present", lambda name: True)
     return tmp_path
+
+
+def test_runs_that_can_start_do_not_wait_for_a_policy_that_is_trained(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("OTPR_BENCH_CACHE", str(tmp_path / "cache"))
+    write_json(dataset_path("hopper-medium-v2"), {})
+    seen = []
+
+    def train(task: Task, progress: object) -> None:
+        seen.append([read_status(paths)["state"] for paths in status.find_runs(tmp_path / "out")])
+
+        raise OSError(errno.ENOSPC, "disk full")
+
+    monkeypatch.setattr(run, "ensure_policy", train)
+    file = tmp_path / "mine.toml"
+    file.write_text('tasks = ["hopper-medium-v2", "hopper-local"]\nmethods = ["frozen"]\n[loop]\neval_episodes = 1\n')
+    assert call(tmp_path / "out", suite=str(file)) == 1
+    assert seen == [["done"]] and "disk full" in capsys.readouterr().err
+    warnings = (tmp_path / "out" / "report" / "summary.md").read_text()
+    assert "hopper-medium-v2" in warnings and "different protocols" not in warnings
 
 
 def test_a_suite_edited_while_a_policy_trains_is_run_as_read(no_policy: Path, tmp_path: Path, monkeypatch) -> None:

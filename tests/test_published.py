@@ -9,7 +9,7 @@ import pytest
 from benchmark import run
 from benchmark.estimate import run_hours, weights_per_row
 from benchmark.plan import choose, make_specs
-from benchmark.suites import load_suite
+from benchmark.suites import load_suite, suite_names
 from benchmark.tasks import TASKS, get_task
 
 GYM = ("hopper-medium-v2", "walker2d-medium-v2", "halfcheetah-medium-v2")
@@ -64,6 +64,14 @@ def test_sizes_of_task_loop_and_network(name: str, specs: dict[tuple[str, str], 
     assert spec.sampler.denoising_steps == 20
     assert loop.eval_every == 9  # every tenth of DPPO's iterations evaluates instead of training
     assert loop.reset_at_iteration == (name in ROBOMIMIC)
+
+
+def test_embedded_suites_sample_in_five_steps_of_which_dppo_fine_tunes_all() -> None:
+    suites = [suite for suite in map(load_suite, suite_names()) if suite.protocol == "embedded" and suite.tasks]
+    specs = [spec for suite in suites for spec in make_specs([suite], {}, "cpu", plan_only=True)]
+    assert len(suites) >= 6
+    assert {(spec.sampler.kind, spec.sampler.ddim_steps) for spec in specs} == {("ddim", 5)}
+    assert {spec.settings["ft_denoising_steps"] for spec in specs if spec.method == "dppo"} == {5}
 
 
 def test_embedded_suites_warm_up_for_a_tenth_of_their_budget_at_most() -> None:
