@@ -6,7 +6,7 @@ It differs from the paper's method and from `otpr.agent` in what is kept here on
 - potentials are made anew in every iteration and take 1000 Adam steps at a rate of 1e-5, each on a fresh batch of 128;
 - the cost that they are fitted to is the guide alone, by cosine distances, in its own unit and with a mask whose
   keypoints are the next 128 expert pairs in file order, beside the batch, starting again with the first in every
-  iteration; Q takes no part. This takes about 20 seconds of one core per iteration;
+  iteration; Q takes no part. This takes about half a minute of one core per iteration;
 - H is then read with the cost -Q, without guide and mask;
 - evaluation executes one of the candidates at random, which is a sample of the actor.
 
