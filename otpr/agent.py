@@ -265,7 +265,7 @@ class Settings(ImplicitQSettings):
     keypoints: int = 0  # K expert pairs of the mask and of the guide; 0: unmasked, cost -Q alone
     guide_weight: float = 0.0  # share of the guide in the cost, each in units of its deviation; the rest is -Q
     relation_temperature: float = 0.1  # of the softmax over distances to keypoints
-    expert_share: float = 0.1  # of the data's episodes, best by return, whose chunks count as expert pairs
+    expert_share: float = 0.1  # of the data's episodes, the best, whose chunks count as expert pairs
     expert_fraction: float = 0.0  # of the actor's batches that is expert pairs
 
     def __post_init__(self) -> None:

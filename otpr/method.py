@@ -34,7 +34,7 @@ class Demonstrations:
     Attributes:
         observations: (M, O) float32, normalised.
         actions: (M, H, A) float32, normalised.
-        ranks: (M,) float32 in (0, 1): the share of the data's episodes that return no less than this chunk's.
+        ranks: (M,) float32 in (0, 1): the share of the data's episodes that are no worse than this chunk's.
     """
 
     observations: Tensor

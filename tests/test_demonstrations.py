@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,23 @@ def test_pairs_are_whole_chunks_of_the_best_episodes() -> None:
     assert len(pairs.ranks) == 5 * 3  # windows of 4 steps in episodes of 6
     expected = episodes[:, None, None] / 20
     torch.testing.assert_close(pairs.actions, expected.expand(-1, 4, 2), atol=1e-5, rtol=0)
+
+
+def test_where_rewards_are_sparse_the_best_are_the_quickest() -> None:
+    lengths, solved_after = np.array([9, 30, 7, 8, 9, 9, 9, 9]), [5, 6, 4, 8, 7, 7, 7, 7]
+    starts, ends = np.cumsum(lengths) - lengths, np.zeros(lengths.sum(), dtype=bool)
+    ends[starts + lengths - 1] = True
+    rewards = np.zeros(len(ends), np.float32)
+    for start, length, steps in zip(starts, lengths, solved_after, strict=True):
+        rewards[start + steps : start + length] = 1.0  # the second has the highest return, the fourth fails
+    number = np.repeat(np.arange(len(lengths)), lengths)
+    task = dataclasses.replace(get_task("toy"), success_reward=1.0)
+    made = Episodes(np.stack([number, number], 1) / 10, np.zeros((len(ends), 2)), rewards, ends, np.zeros_like(ends))
+    assert made.steps_to(1.0).tolist() == [6, 7, 5, np.inf, 8, 8, 8, 8]
+    pairs = choose_demonstrations(task, Dataset(made, {}, "digest"), unit_normalizer("toy"))
+    episodes = (10 * pairs.observations[:, 0]).round().int()
+    assert set(episodes.tolist()) == {2, 0}
+    torch.testing.assert_close(pairs.ranks, torch.where(episodes == 2, 1 / 8, 2 / 8))
 
 
 def test_a_missing_or_foreign_file_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -50,6 +50,11 @@ class Episodes:
         """(E,) float64, undiscounted return per episode."""
         return np.add.reduceat(self.rewards.astype(np.float64), self.boundaries[:-1])
 
+    def steps_to(self, reward: float) -> NDArray[np.float64]:
+        """(E,) float64, steps per episode to the first of at least `reward`, itself counted; infinite without one."""
+        steps = np.arange(1, len(self.rewards) + 1) - np.repeat(self.boundaries[:-1], self.lengths)  # (M,), from 1
+        return np.minimum.reduceat(np.where(self.rewards >= reward, steps, np.inf), self.boundaries[:-1])
+
     def window_starts(self, size: int) -> NDArray[np.int64]:
         """First steps of all windows of `size` steps that lie inside one episode, ascending.
 

@@ -27,7 +27,7 @@ from benchmark.tasks import Task, get_task
 from otpr.method import Demonstrations
 
 FORMAT = 1
-HELD_SHARE = 0.25  # of the episodes, best by return: the largest share that an arm can ask for
+HELD_SHARE = 0.25  # of the episodes, the best: the largest share that an arm can ask for
 HELD_PAIRS = 4096
 
 
@@ -72,14 +72,18 @@ def load_demonstrations(task: Task, path: Path | None = None) -> HeldDemonstrati
 
 
 def choose_demonstrations(task: Task, dataset: Dataset, normalizer: Normalizer) -> Demonstrations:
-    """`HELD_PAIRS` windows drawn without replacement from the best `HELD_SHARE` of episodes by return.
+    """`HELD_PAIRS` windows drawn without replacement from the best `HELD_SHARE` of episodes.
+
+    Best is by return; where rewards are sparse, by steps to the first success, since such a return counts the steps
+    that were recorded after it.
 
     Raises:
         ValueError: no episode of these is as long as a chunk.
     """
     episodes, size = dataset.episodes, task.action_horizon
-    returns, starts = episodes.returns, episodes.window_starts(size)
-    rank = (np.argsort(np.argsort(-returns, kind="stable"), kind="stable") + 1) / len(returns)  # (E,), best first
+    starts = episodes.window_starts(size)
+    cost = -episodes.returns if task.success_reward is None else episodes.steps_to(task.success_reward)
+    rank = (np.argsort(np.argsort(cost, kind="stable"), kind="stable") + 1) / len(cost)  # (E,), best first
     ranks = np.repeat(rank, episodes.lengths)[starts]
     starts, ranks = starts[ranks <= HELD_SHARE], ranks[ranks <= HELD_SHARE]
     if not len(starts):
