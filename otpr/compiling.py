@@ -7,6 +7,21 @@ from functools import partial
 from typing import Any
 
 import numba
+from llvmlite.binding import get_host_cpu_features
+
+
+def _use_whole_vectors() -> None:
+    """Have numba use vectors of 512 bits where the processor has them and the user has not named its features.
+
+    LLVM prefers 256 bits, for the clock of older processors, on which wider vectors lowered it.
+    """
+    config: Any = numba.config
+    features = get_host_cpu_features()
+    if config.ENABLE_AVX and config.CPU_FEATURES is None and features.get("avx512f"):
+        config.CPU_FEATURES = f"{features.flatten()},-prefer-256-bit"
+
+
+_use_whole_vectors()  # before anything is compiled: numba reads its settings once
 
 
 def kept_on_disk(compile_with: Callable[..., Any], function: Callable[..., None]) -> Any:
