@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.adamw import adamw as adamw_step
 
 from otpr.networks import TwinQ, ValueNet, polyak_update
 from otpr.precision import float32_products
@@ -38,15 +39,38 @@ def twin_q_loss(q1: Tensor, q2: Tensor, target: Tensor) -> tuple[Tensor, Metrics
     return loss, {"critic/q_loss": loss.detach(), "critic/q": q1.detach().mean()}
 
 
-def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """One optimiser step on `loss`; no gradients but the optimiser's parameters' are kept."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+def descend(optimizer: torch.optim.AdamW, loss: Tensor) -> None:
+    """One step of an optimiser that `adamw` made on `loss`; no gradients but its parameters' are kept."""
+    (group,) = optimizer.param_groups
+    parameters = group["params"]
     with float32_products(loss.device.type):  # see `precision.backward`
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         # the fused optimiser reads a gradient as if it lay in memory like its parameter
         parameter.grad = None if gradient is None else gradient.contiguous()
-    optimizer.step()
+    moved = [parameter for parameter in parameters if parameter.grad is not None]
+    if not all(parameter in optimizer.state for parameter in moved):  # which `step` makes
+        optimizer.step()
+        return
+    # what `step` does, without its general preparations: those take as long as the arithmetic of a critic
+    states = [optimizer.state[parameter] for parameter in moved]
+    moments = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
+    with torch.no_grad():
+        adamw_step(
+            moved,
+            [parameter.grad for parameter in moved],
+            *moments,
+            [],
+            [state["step"] for state in states],
+            fused=True,
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
 
 
 @contextmanager
