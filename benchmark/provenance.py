@@ -13,8 +13,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmark.store import read_json, write_json
 
 PACKAGES = (
@@ -36,6 +34,8 @@ def collect_provenance() -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """Package versions, Python, system, processor and GPU: what may change the last bits of a result."""
+    import torch  # for the GPU's name: what reads provenance needs none
+
     return {
         "packages": {name: version(name) for name in PACKAGES},
         "python": platform.python_version(),

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 CURVE_COLUMNS = (
     "iteration",
     "env_steps",
@@ -244,6 +242,8 @@ def save_checkpoint(paths: RunPaths, state: dict[str, Any], last: bool = False, 
     Raises:
         OSError: as the file system says; the old checkpoints are then untouched.
     """
+    import torch  # here alone: most that reads a run's files needs none
+
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_bytes(paths.checkpoint, buffer.getbuffer(), paths.previous_checkpoint, guard)
@@ -258,6 +258,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ValueError: truncated, damaged, or not a checkpoint.
         OSError, MemoryError: it could not be read, which says nothing about it.
     """
+    import torch  # as above
+
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()

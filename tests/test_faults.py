@@ -21,7 +21,8 @@ from test_runs import results, rows
 from benchmark import provenance, store
 from benchmark.finetune import EXPLODED_Q, Trainer
 from benchmark.launch import lease, local
-from benchmark.launch.execute import Stop, execute
+from benchmark.launch.attempt import Stop
+from benchmark.launch.execute import execute
 from benchmark.launch.lease import LeaseLost
 from benchmark.launch.local import Pool, last_line
 from benchmark.plan import PlannedRun, plan_runs, prepare
@@ -157,7 +158,7 @@ def children_execute(function: Callable[..., object]) -> Iterator[None]:
     fork = multiprocessing.get_context("fork")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(local, "_forkserver_context", lambda: fork)
-        patch.setattr(local, "execute", function)
+        patch.setattr("benchmark.launch.execute.execute", function)
         yield
 
 

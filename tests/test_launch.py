@@ -37,6 +37,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+def test_what_a_job_runs_itself_needs_no_pytorch() -> None:
+    code = "import sys; import benchmark.launch.job; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False).returncode == 0
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no other allocator is told anything")
 def test_freed_memory_is_kept() -> None:
     # glibc's own threshold moves, so that whether it gives this memory back is chance; told where to start, it stays

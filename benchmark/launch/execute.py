@@ -9,7 +9,6 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 
 from benchmark.evaluation import Diverged
 from benchmark.finetune import Trainer
+from benchmark.launch.attempt import CHECKPOINT_SECONDS, Stop
 from benchmark.launch.lease import Lease, job_id, last_status
 from benchmark.launch.resources import keep_freed_memory
 from benchmark.provenance import add_attempt
@@ -24,7 +24,6 @@ from benchmark.spec import RunSpec, load_spec
 from benchmark.store import ENDED, RunPaths, overwrite_json, read_status, write_json
 from otpr.precision import precision_context
 
-CHECKPOINT_SECONDS = 120.0  # between checkpoints; a kill loses at most this and one iteration
 RECORD_SECONDS = 2.0  # between writes of the curve, the metrics and the status
 FRUITLESS_ATTEMPTS = 2  # used up by the time limit without a new checkpoint, after which the run is timed-out
 _MACHINE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS)
@@ -32,13 +31,6 @@ _MACHINE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ER
 
 class Stopped(Exception):
     """The run was asked to stop, and did so after an iteration, with a checkpoint."""
-
-
-@dataclass
-class Stop:
-    """How a run is asked to stop: signal handlers set `state`, and the run ends with it after the current iteration."""
-
-    state: str = ""  # "cancelled", or "queued" where the run goes on later by itself
 
 
 @contextmanager

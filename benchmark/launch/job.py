@@ -12,9 +12,9 @@ from typing import Any
 
 import submitit
 
-from benchmark.launch.execute import CHECKPOINT_SECONDS
+from benchmark.launch.attempt import CHECKPOINT_SECONDS, AttemptLimits
 from benchmark.launch.lease import STALE_SECONDS
-from benchmark.launch.local import AttemptLimits, Pool
+from benchmark.launch.local import Pool
 from benchmark.launch.resources import GpuSlots, visible_gpus
 from benchmark.provenance import COMMAND
 

@@ -17,7 +17,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from benchmark.launch.execute import CHECKPOINT_SECONDS, Stop, execute
+from benchmark.launch.attempt import AttemptLimits, Stop
 from benchmark.launch.lease import Lease, LeaseLost, RunBusy, held, last_status
 from benchmark.launch.resources import GpuSlots
 from benchmark.store import ENDED, RunPaths, write_json
@@ -31,21 +31,14 @@ _PRELOADED = ["benchmark.launch.execute", "benchmark.envs.locomotion", "otpr.age
 
 def run_inline(roots: Sequence[Path], on_progress: Callable[[], None]) -> None:
     """Execute the runs one after the other in this process."""
+    from benchmark.launch.execute import execute  # and with it PyTorch
+
     for root in roots:
         try:
             execute(root)
         except (RunBusy, LeaseLost, OSError) as error:
             print(error, file=sys.stderr)
         on_progress()
-
-
-@dataclass(frozen=True)
-class AttemptLimits:
-    """What a scheduler imposes on an attempt."""
-
-    checkpoint_seconds: float = CHECKPOINT_SECONDS
-    time_limit: float | None = None  # seconds until the attempt is ended from outside
-    stopped_state: str = "cancelled"  # of a run that SIGTERM stops; "queued" where somebody else decides what it means
 
 
 @dataclass
@@ -184,6 +177,8 @@ def _forkserver_context() -> ForkServerContext:
 
 def _child(root: Path, gpu: str | None, limits: AttemptLimits) -> None:
     """Entry of a run's process: output goes to the run's log, signals ask it to stop."""
+    from benchmark.launch.execute import execute  # which the server of these processes has imported
+
     stop = Stop()
 
     def ask(state: str) -> Callable[..., None]:

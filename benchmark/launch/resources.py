@@ -9,8 +9,6 @@ import tempfile
 from pathlib import Path
 from typing import IO
 
-import torch
-
 _GIB = 1 << 30
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _MOST_ON_HEAP = 32 << 20  # bytes of an allocation: glibc takes no more
@@ -67,6 +65,8 @@ def visible_gpus() -> list[str]:
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name for name in named.split(",") if name]
+    import torch  # where nothing else tells
+
     return [str(index) for index in range(torch.cuda.device_count())]
 
 
