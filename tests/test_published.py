@@ -84,6 +84,7 @@ def test_embedded_suites_warm_up_for_a_tenth_of_their_budget_at_most() -> None:
     # named in results/README.md: a shorter warm-up lets IDQL choose by a critic that has not learned
     assert exceptions == {
         ("quick-lift", "dppo"): (2, 15),
+        ("quick-lift", "dql"): (4, 15),
         ("quick-lift", "idql"): (4, 15),
         ("quick-lift", "otpr"): (4, 15),
     }
