@@ -88,7 +88,7 @@ class Replay:
         if not len(self):
             raise ValueError("cannot sample from an empty replay buffer")
         picks = torch.randint(len(self), (batch_size,), generator=generator, device=self.rows.device)
-        return self._split(self.rows[picks], picks)
+        return self._split(self.rows.index_select(0, picks), picks)  # on the CPU a copy of whole rows
 
     def contents(self) -> Batch:
         """Views of all stored transitions, in storage order."""
