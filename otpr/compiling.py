@@ -21,7 +21,7 @@ def _use_whole_vectors() -> None:
         config.CPU_FEATURES = f"{features.flatten()},-prefer-256-bit"
 
 
-_use_whole_vectors()  # before anything is compiled: numba reads its settings once
+_use_whole_vectors()  # numba takes its settings over once, with the first function that it is given
 
 
 def kept_on_disk(compile_with: Callable[..., Any], function: Callable[..., None]) -> Any:

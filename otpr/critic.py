@@ -53,16 +53,18 @@ def descend(optimizer: torch.optim.AdamW, loss: Tensor) -> None:
         optimizer.step()
         return
     # what `step` does, without its general preparations: those take as long as the arithmetic of a critic
-    states = [optimizer.state[parameter] for parameter in moved]
-    moments = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
+    means, squares, steps = (
+        [optimizer.state[parameter][name] for parameter in moved] for name in ("exp_avg", "exp_avg_sq", "step")
+    )
     with torch.no_grad():
         adamw_step(
             moved,
             [parameter.grad for parameter in moved],
-            *moments,
+            means,
+            squares,
             [],
-            [state["step"] for state in states],
-            fused=True,
+            steps,
+            fused=group["fused"],
             amsgrad=False,
             beta1=group["betas"][0],
             beta2=group["betas"][1],

@@ -30,6 +30,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+import otpr.compiling  # noqa: F401 - numba's settings for ours, which it takes over once, before robosuite's functions
 from benchmark.envs import ROBOSUITE_ADVICE, ROBOSUITE_VERSION
 from benchmark.envs.drawing import make_renderer
 
