@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from otpr.checks import check_choice, check_range, check_widths
-from otpr.critic import adamw
+from otpr.critic import FusedAdamW
 from otpr.diffusion import DiffusionPolicy
 from otpr.method import ActionChunk, Rollout, Rule, TaskShape
 from otpr.networks import ValueNet, network_generator
@@ -107,8 +107,8 @@ class DPPO:
         init = network_generator(generator)
         self.critic = ValueNet(shape.observation_dim, settings.critic_hidden_dims, init)
         self.critic.to(generator.device)
-        self.actor_optimizer = adamw(self.actor, settings.actor_learning_rate)
-        self.critic_optimizer = adamw(self.critic, settings.critic_learning_rate)
+        self.actor_optimizer = FusedAdamW(self.actor.parameters(), settings.actor_learning_rate)
+        self.critic_optimizer = FusedAdamW(self.critic.parameters(), settings.critic_learning_rate)
         self.reward_scaler = RewardScaler(shape.n_envs)
         self.first = torch.ones(shape.n_envs, dtype=torch.bool, device=generator.device)
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from otpr.checks import check_choice, check_range
 from otpr.critic import (
+    FusedAdamW,
     Metrics,
-    adamw,
     descend,
     frozen_copy,
     td_target,
@@ -52,7 +52,7 @@ class DQL(OffPolicy):
         self.target_critic = frozen_copy(self.critic, TwinQ(*sizes, init).to(generator.device))
         # moving averages and what they follow, listed once: `polyak_update` is called every gradient step
         self.averaged = list(self.target_critic.parameters()), list(self.critic.parameters())
-        self.critic_optimizer = adamw(self.critic, settings.critic_learning_rate)
+        self.critic_optimizer = FusedAdamW(self.critic.parameters(), settings.critic_learning_rate)
 
     @torch.no_grad()
     def act(self, observations: Tensor, explore: bool, generator: torch.Generator) -> ActionChunk:

@@ -6,7 +6,7 @@ the reward the undiscounted sum over the chunk.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -39,24 +39,23 @@ def twin_q_loss(q1: Tensor, q2: Tensor, target: Tensor) -> tuple[Tensor, Metrics
     return loss, {"critic/q_loss": loss.detach(), "critic/q": q1.detach().mean()}
 
 
-def descend(optimizer: torch.optim.AdamW, loss: Tensor) -> None:
-    """One step of an optimiser that `adamw` made on `loss`; no gradients but its parameters' are kept."""
-    (group,) = optimizer.param_groups
-    parameters = group["params"]
-    with float32_products(loss.device.type):  # see `precision.backward`
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        # the fused optimiser reads a gradient as if it lay in memory like its parameter
-        parameter.grad = None if gradient is None else gradient.contiguous()
-    moved = [parameter for parameter in parameters if parameter.grad is not None]
-    if not all(parameter in optimizer.state for parameter in moved):  # which `step` makes
-        optimizer.step()
-        return
-    # what `step` does, without its general preparations: those take as long as the arithmetic of a critic
-    means, squares, steps = (
-        [optimizer.state[parameter][name] for parameter in moved] for name in ("exp_avg", "exp_avg_sq", "step")
-    )
-    with torch.no_grad():
+class FusedAdamW(torch.optim.AdamW):
+    """DPPO's optimiser: AdamW without weight decay, in one kernel."""
+
+    def __init__(self, parameters: Iterable[Tensor], learning_rate: float) -> None:
+        super().__init__(parameters, lr=learning_rate, weight_decay=0.0, fused=True)
+
+    @torch.no_grad()
+    def advance(self) -> None:
+        """`step`, without PyTorch's preparations for every case: they take as long as the arithmetic of a critic."""
+        (group,) = self.param_groups
+        moved = [parameter for parameter in group["params"] if parameter.grad is not None]
+        if not all(parameter in self.state for parameter in moved):  # which `step` makes
+            self.step()
+            return
+        means, squares, steps = (
+            [self.state[parameter][name] for parameter in moved] for name in ("exp_avg", "exp_avg_sq", "step")
+        )
         adamw_step(
             moved,
             [parameter.grad for parameter in moved],
@@ -75,6 +74,17 @@ def descend(optimizer: torch.optim.AdamW, loss: Tensor) -> None:
         )
 
 
+def descend(optimizer: FusedAdamW, loss: Tensor) -> None:
+    """One optimiser step on `loss`; no gradients but the optimiser's parameters' are kept."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    with float32_products(loss.device.type):  # see `precision.backward`
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        # the fused optimiser reads a gradient as if it lay in memory like its parameter
+        parameter.grad = None if gradient is None else gradient.contiguous()
+    optimizer.advance()
+
+
 @contextmanager
 def without_parameter_gradients(module: nn.Module) -> Iterator[None]:
     """What `module`, all of it trainable, evaluates inside has gradients by its inputs alone."""
@@ -83,11 +93,6 @@ def without_parameter_gradients(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         module.requires_grad_(True)
-
-
-def adamw(module: nn.Module, learning_rate: float) -> torch.optim.AdamW:
-    """DPPO's optimiser: AdamW without weight decay."""
-    return torch.optim.AdamW(module.parameters(), lr=learning_rate, weight_decay=0.0, fused=True)
 
 
 def frozen_copy(source: TwinQ, fresh: TwinQ) -> TwinQ:
@@ -145,8 +150,8 @@ class ImplicitQCritic:
         # moving averages and what they follow, listed once: `polyak_update` is called every gradient step
         self.averaged = list(self.target_q.parameters()), list(self.q.parameters())
         self.value_net = ValueNet(observation_dim, settings.hidden_dims, generator).to(device)
-        self.q_optimizer = adamw(self.q, settings.learning_rate)
-        self.value_optimizer = adamw(self.value_net, settings.learning_rate)
+        self.q_optimizer = FusedAdamW(self.q.parameters(), settings.learning_rate)
+        self.value_optimizer = FusedAdamW(self.value_net.parameters(), settings.learning_rate)
 
     def min_target_q(self, observations: Tensor, actions: Tensor) -> Tensor:
         """The smaller target Q of observations (B, O) and chunks (B, H, A), (B,)."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from otpr.checks import check_choice, check_range, check_widths
-from otpr.critic import Metrics, adamw, descend
+from otpr.critic import FusedAdamW, Metrics, descend
 from otpr.diffusion import DiffusionPolicy
 from otpr.method import ActionChunk, Rollout, Rule, TaskShape
 from otpr.replay import TIME_LIMITS, Batch, Replay, TimeLimit
@@ -145,7 +145,7 @@ class OffPolicy(ABC):
         self.base_settings, self.shape, self.generator = settings, shape, generator
         self.gradient_steps = self.iteration = 0
         self.actor = policy.clone()
-        self.actor_optimizer = adamw(self.actor, settings.actor_learning_rate)
+        self.actor_optimizer = FusedAdamW(self.actor.parameters(), settings.actor_learning_rate)
         chunk_shape = (shape.action_horizon, shape.action_dim)
         self.replay = Replay(settings.replay_capacity, shape.observation_dim, chunk_shape, generator.device)
 

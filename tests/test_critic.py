@@ -8,7 +8,15 @@ from parity_cases import CASES, EXACT, FOLDER, Case
 from torch import Tensor, nn
 
 from otpr import hidden
-from otpr.critic import CriticSettings, ImplicitQCritic, descend, expectile_choice, expectile_loss, td_target
+from otpr.critic import (
+    CriticSettings,
+    FusedAdamW,
+    ImplicitQCritic,
+    descend,
+    expectile_choice,
+    expectile_loss,
+    td_target,
+)
 from otpr.networks import TwinQ, polyak_update
 from otpr.precision import PRECISIONS, backward, precision_context
 from otpr.replay import Batch
@@ -62,7 +70,7 @@ def test_a_descent_is_that_of_accumulated_gradients(precision: str, monkeypatch:
     observations, actions = torch.randn(9, 5, generator=generator), torch.randn(9, 2, 3, generator=generator)
     for ours in (True, False):
         q, spare = TwinQ(5, 6, (24, 16), False, torch.Generator().manual_seed(1)), nn.Parameter(torch.ones(2))
-        optimizer = torch.optim.AdamW([*q.parameters(), spare], lr=1e-2, weight_decay=0.0, fused=True)
+        optimizer = FusedAdamW([*q.parameters(), spare], 1e-2)
         spare.grad = torch.ones(2)
         for _ in range(3):
             with precision_context(precision, "cpu"):

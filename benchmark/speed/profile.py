@@ -117,8 +117,8 @@ class Profiled:
         holders = (self.method, getattr(self.method, "critic", None))
         for optimizer in (value for holder in holders if holder is not None for value in vars(holder).values()):
             if isinstance(optimizer, torch.optim.Optimizer):
-                self.clock.time(optimizer, "step", "optimiser")
-                self.clock.time(optimizer, "zero_grad", "optimiser")
+                for member in ("step", "advance", "zero_grad"):
+                    self.clock.time(optimizer, member, "optimiser")
 
     def seconds(self) -> dict[str, float]:
         """Seconds of a published iteration by part, those of the update's remainder under "update"."""
