@@ -29,7 +29,7 @@ from benchmark.launch.slurm import FOLDER, SlurmOptions
 from benchmark.launch.sweep import Sweep
 from benchmark.plan import PlannedRun, plan_runs, prepare
 from benchmark.run import Arguments, main
-from benchmark.store import RunPaths, read_json, run_paths
+from benchmark.store import RunPaths, read_json, read_status, run_paths
 
 pytestmark = pytest.mark.slurm
 SCRIPTS = Path(__file__).parent / "slurm"
@@ -69,7 +69,7 @@ def in_time(monkeypatch: pytest.MonkeyPatch) -> None:
         def look() -> None:
             on_progress()
             if time.monotonic() > deadline:
-                seen = [read_json(run.paths.status) for run in sweep.runs]
+                seen = [read_status(run.paths) for run in sweep.runs]
                 with contextlib.suppress(cluster.SlurmError):
                     seen += [cluster.job_states(), cluster.call("sinfo", "-hNl")]
                 for plan in sweep.folder.glob("*/plan.json"):
@@ -254,7 +254,7 @@ def test_a_controller_that_dies_and_comes_back(tmp_path: Path, undisturbed, caps
     time.sleep(6)  # the controller writes what it knows up to 5 seconds later: a job that it forgot is submitted again
     os.kill(int((ROOT / "run" / "slurmctld.pid").read_text()), signal.SIGKILL)
     try:
-        sweep.check()
+        assert sweep.check() or state(runs[0]) == "done"
         assert "; trying again" in capsys.readouterr().out
         assert state(runs[0]) in ("running", "done")  # nothing is decided meanwhile
     finally:
