@@ -23,7 +23,7 @@ test: lint
 test-all: $(READY_ALL)
 	$(MAKE) test
 	$(PARALLEL) -m "(slow or robosuite) and not slurm"
-	$(RUN) -m pytest -m slurm
+	$(RUN) -m pytest -m slurm --durations=0 --durations-min=1
 
 lint: $(READY)
 	$(RUN) -m ruff check .

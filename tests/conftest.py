@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,17 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("OTPR_BENCH_CACHE", str(folder))
         yield folder
+
+
+def wait_for_end(pids: Iterable[int], seconds: float = 10.0) -> None:
+    """Fail unless all processes end within these seconds; a zombie, which init may leave for long, has ended."""
+    deadline = time.monotonic() + seconds
+    for pid in pids:
+        status = Path(f"/proc/{pid}/stat")
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            while status.read_text().rpartition(")")[2].split()[0] != "Z":
+                assert time.monotonic() < deadline, f"process {pid} still runs"
+                time.sleep(0.05)
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 
 pytest.importorskip("robosuite", reason="robosuite is not installed")
 
+from conftest import wait_for_end
 from test_robosuite import TASKS, action_sequences, assert_same, follow
 
 from benchmark.envs import make_env
@@ -46,16 +46,6 @@ def test_time_limit_truncates_inside_a_chunk() -> None:
 def worker_ids(env: RobosuiteEnv) -> list[int]:
     group: Any = env._pool
     return [process.pid for process, _ in group._workers]
-
-
-def wait_for_end(pids: list[int]) -> None:
-    """Fail unless all processes end (or are zombies) within ten seconds."""
-    deadline = time.monotonic() + 10.0
-    for pid in pids:
-        status = Path(f"/proc/{pid}/stat")
-        while status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z":
-            assert time.monotonic() < deadline, f"worker {pid} still runs"
-            time.sleep(0.05)
 
 
 @pytest.mark.parametrize("task", ["lift", "transport"])

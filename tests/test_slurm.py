@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from conftest import toy_spec
+from conftest import toy_spec, wait_for_end
 from test_faults import iteration, wait_until
 from test_readme import SLURM
 from test_runs import results
@@ -118,6 +118,12 @@ def begun(runs: Sequence[PlannedRun]) -> None:
 
 def shell(*command: str) -> None:
     subprocess.run(command, check=True, capture_output=True)
+
+
+def kill(daemon: str) -> None:
+    pid = int((ROOT / "run" / f"{daemon}.pid").read_text())
+    os.kill(pid, signal.SIGKILL)
+    wait_for_end([pid], 60)
 
 
 def follow(sweep: Sweep) -> None:
@@ -252,7 +258,7 @@ def test_a_controller_that_dies_and_comes_back(tmp_path: Path, undisturbed, caps
     sweep.submit(runs)
     begun(runs)
     time.sleep(6)  # the controller writes what it knows up to 5 seconds later: a job that it forgot is submitted again
-    os.kill(int((ROOT / "run" / "slurmctld.pid").read_text()), signal.SIGKILL)
+    kill("slurmctld")
     try:
         assert sweep.check() or state(runs[0]) == "done"
         assert "; trying again" in capsys.readouterr().out
@@ -266,7 +272,7 @@ def test_a_controller_that_dies_and_comes_back(tmp_path: Path, undisturbed, caps
 
 
 def test_without_accounting(tmp_path: Path, undisturbed) -> None:
-    os.kill(int((ROOT / "run" / "slurmdbd.pid").read_text()), signal.SIGKILL)
+    kill("slurmdbd")
     try:
         assert cluster.ended_state("otpr-bench-none", 0) is None
         runs = planned(tmp_path, [0])

@@ -2,15 +2,16 @@
 # Stop what up.sh started, by recorded process ids, and remove its state and configuration.
 set -uo pipefail
 ROOT=${SLURM_TEST_ROOT:-/var/tmp/slurm-test}
+source "$(dirname "$0")/alive.sh"
 
 # stop NAME SECONDS: asked to end, and killed if it does not
 stop() {
-    local pid command=$1
-    pid=$(cat "$ROOT/run/$1.pid" 2>/dev/null) || return 0
-    [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = "$command" ] || return 0
+    local pid
+    alive "$1" || return 0
+    pid=$(cat "$ROOT/run/$1.pid")
     kill -TERM "$pid"
     for ((i = 0; i < $2 * 10; i++)); do
-        [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = "$command" ] || return 0
+        alive "$1" || return 0
         sleep 0.1
     done
     kill -KILL "$pid"

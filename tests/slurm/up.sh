@@ -14,20 +14,19 @@ MARK="# written by tests/slurm/up.sh"
 die() { echo "up.sh: $*" >&2; exit 1; }
 [ "$(id -u)" = 0 ] || die "must be root"
 
-# alive NAME COMMAND: the recorded process lives and is that program
-alive() {
-    [ -s "$ROOT/run/$1.pid" ] && [ "$(cat "/proc/$(cat "$ROOT/run/$1.pid")/comm" 2>/dev/null)" = "$2" ]
-}
+source "$(dirname "$0")/alive.sh"
 
-# wait_for SECONDS WHAT COMMAND...
+# wait_for SECONDS WHAT COMMAND...: by the clock, since a command that finds no daemon may itself take long
 wait_for() {
-    local rounds=$(($1 * 10)) what=$2
+    local seconds=$1 end=$((SECONDS + $1)) what=$2
     shift 2
-    for ((i = 0; i < rounds; i++)); do
-        "$@" >/dev/null 2>&1 && return 0
+    until timeout 10 "$@" >/dev/null 2>&1; do
+        if ((SECONDS >= end)); then
+            tail -n 5 "$ROOT"/log/*.log >&2
+            die "no $what after $seconds s; see $ROOT/log"
+        fi
         sleep 0.1
     done
-    die "no $what after $((rounds / 10)) s; see $ROOT/log"
 }
 
 mkdir -p "$ROOT"/{log,run,state,spool,mysql-run} /etc/slurm
@@ -110,7 +109,7 @@ StorageUser=root
 StorageLoc=slurm_acct
 CONF
 
-if ! alive mariadbd mariadbd; then
+if ! alive mariadbd; then
     chown mysql:mysql "$ROOT/mysql-run"
     if [ ! -d "$ROOT/mysql/mysql" ]; then
         install -d -o mysql -g mysql -m 700 "$ROOT/mysql"
@@ -124,14 +123,14 @@ if ! alive mariadbd mariadbd; then
     echo $! >"$ROOT/run/mariadbd.pid"
     wait_for 30 database mariadb-admin --no-defaults --socket="$SOCKET" ping
 fi
-if ! alive slurmdbd slurmdbd; then
+if ! alive slurmdbd; then
     MYSQL_UNIX_PORT=$SOCKET /usr/sbin/slurmdbd </dev/null >"$ROOT/log/slurmdbd.out" 2>&1
     wait_for 30 accounting sacctmgr -n show cluster
     sacctmgr -n show cluster format=cluster%20 | grep -qw test || sacctmgr -iQ add cluster test >/dev/null
 fi
-if ! alive slurmctld slurmctld; then
+if ! alive slurmctld; then
     /usr/sbin/slurmctld </dev/null >"$ROOT/log/slurmctld.out" 2>&1
     wait_for 30 controller bash -c 'scontrol ping | grep -q UP'
 fi
-alive slurmd slurmd || /usr/sbin/slurmd </dev/null >"$ROOT/log/slurmd.out" 2>&1
+alive slurmd || /usr/sbin/slurmd </dev/null >"$ROOT/log/slurmd.out" 2>&1
 wait_for 30 node bash -c "sinfo -hN -o %T | grep -qE '^(idle|mixed|allocated|completing)'"
