@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmark.data.access import data_present, missing_data_message
+from benchmark.data.registry import DATASETS
 from benchmark.envs import why_not_here
 from benchmark.estimate import run_hours
 from benchmark.launch.slurm import Array, SlurmOptions, batch_text, too_short
-from benchmark.plan import PlannedRun, startable, tasks_of
+from benchmark.plan import PlannedRun, start_damage, startable, tasks_of
 from benchmark.policies import policy_path
-from benchmark.store import read_status
+from benchmark.spec import RunSpec
 from benchmark.tasks import get_task
 
 
@@ -40,10 +41,11 @@ def describe_data(runs: list[PlannedRun]) -> str:
     """What each task starts from, and what is missing."""
     lines, missing = [], []
     for name in tasks_of(runs):
-        lack = why_not_here(get_task(name).environment)
+        specs = [run.spec for run in runs if run.spec.task == name]
+        lack = why_not_here(get_task(name).environment) or next(filter(None, map(start_damage, specs)), "")
         if lack:
             state = lack
-        elif all(startable(run.spec) for run in runs if run.spec.task == name):
+        elif all(map(startable, specs)):
             state = f"policy {policy_path(get_task(name))}"
         elif data_present(name):
             made = "expert pairs are chosen" if policy_path(get_task(name)).exists() else "policy is trained"
@@ -55,17 +57,20 @@ def describe_data(runs: list[PlannedRun]) -> str:
     return "\n".join([*lines, *([missing_data_message(missing)] if missing else [])])
 
 
-def why_waiting(name: str) -> str:
-    """Why the runs of a task without simulator, or without policy and data, cannot start: one line with what to do."""
-    lack = why_not_here(get_task(name).environment)
-    if lack:
+def why_waiting(spec: RunSpec) -> str:
+    """Why a run cannot start, also not after what it starts from is made: one line with what to do; '' where it can."""
+    name, task = spec.task, get_task(spec.task)
+    lack = why_not_here(task.environment) or start_damage(spec)
+    if lack or startable(spec) or data_present(name):
         return lack
-    return f"its data is not there: python -m benchmark.data get {name}"
+    if name in DATASETS:
+        return f"its data is not there: python -m benchmark.data get {name}"
+    return f"{policy_path(task)}: no policy; make it with: python -m benchmark.pretrain --task {name} --data FILE"
 
 
-def describe_waiting(runs: list[PlannedRun]) -> str:
-    """Why each task's runs wait, as their directories say, and how missing data is fetched."""
-    reasons = {run.spec.task: read_status(run.paths).get("error") for run in runs}
+def describe_waiting(waiting: Sequence[tuple[PlannedRun, str]]) -> str:
+    """Why each task's runs wait, and how missing data is fetched."""
+    reasons = {run.spec.task: reason for run, reason in waiting}
     lines = [f"  {name:21} {reason}" for name, reason in reasons.items()]
     missing = [name for name in reasons if not data_present(name)]
     return "\n".join([*lines, *([missing_data_message(missing)] if missing else [])])

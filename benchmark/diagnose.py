@@ -22,6 +22,7 @@ import torch
 import tyro
 from torch import Tensor
 
+from benchmark.command_line import refuse_repeated
 from benchmark.evaluation import Diverged
 from benchmark.finetune import Trainer
 from benchmark.launch.execute import numeric_settings
@@ -231,4 +232,5 @@ def main(arguments: Arguments) -> int:
 
 
 if __name__ == "__main__":
+    refuse_repeated(sys.argv[1:], ("--bounds", "--epsilons", "--solvers"))
     sys.exit(main(tyro.cli(Arguments, description=__doc__, prog="python -m benchmark.diagnose")))

@@ -61,9 +61,9 @@ def run_memory(spec: RunSpec) -> float:
 def gradient_work(spec: RunSpec, task: Task, sampling_steps: int) -> float:
     """Floating-point operations of the gradient steps per collected chunk: 6 per weight, forward and backward."""
     settings, actor = spec.settings, 6.0 * weights_per_row(task)
-    if "update_epochs" in settings:  # DPPO: every denoising step of every chunk is a sample
+    if settings.keys() >= {"update_epochs", "ft_denoising_steps"}:  # DPPO: every denoising step of every chunk
         return settings["update_epochs"] * settings["ft_denoising_steps"] * actor
-    if "replay_ratio" not in settings:
+    if not settings.keys() >= {"replay_ratio", "critic_hidden_dims"}:  # of another package, or nothing is learnt
         return 0.0
     widths = (task.observation_dim + task.action_horizon * task.action_dim, *settings["critic_hidden_dims"], 1)
     critics = 3 * 6.0 * sum(a * b for a, b in pairwise(widths))

@@ -5,7 +5,7 @@
     python -m benchmark.evaluate --task hopper-local --ddim-steps 5
 
 With the run's own number of episodes and seed, the figures are those of the evaluation at its checkpoint.
-Exit status 0: done; 2: bad input, or an action that is not finite.
+Exit status 0: done; 2: bad input, an action that is not finite, or a simulator's process that died.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def main(arguments: Arguments) -> int:
                 evaluate_checkpoint(trainer, arguments)
             finally:
                 trainer.close()
-    except (ValueError, OSError, Diverged) as error:
+    except (ValueError, OSError, RuntimeError, Diverged) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -37,7 +37,7 @@ from benchmark.store import (
 from benchmark.tasks import LoopSettings, get_task
 from otpr.method import ActionChunk, Demonstrations, Method, Rollout, Rule
 
-EXPLODED_Q = 1e6  # mean |Q| beyond which a critic has diverged; discounted returns of all tasks stay far below
+EXPLODED_Q = 1e6  # |mean Q| beyond which a critic has diverged; discounted returns of all tasks stay far below
 
 
 class Collector:
@@ -93,7 +93,7 @@ class Collector:
             terminated=torch.empty(count, dtype=torch.bool, device=self.device),
             truncated=torch.empty(count, dtype=torch.bool, device=self.device),
             next_observations=torch.empty(shape, **floats),
-            extras={name: torch.empty((*count, *v.shape[1:]), **floats) for name, v in chunk.extras.items()},
+            extras={name: v.new_empty((*count, *v.shape[1:])) for name, v in chunk.extras.items()},
         )
         return self.rollout
 
@@ -227,7 +227,7 @@ class Trainer:
             self.rule_rows += [self.play(rule) | at | {"rule": name} for name, rule in rules]
 
     def play(self, rule: Rule) -> dict[str, Any]:
-        """The evaluation columns of a way to act; every one plays the same episodes with the same noise."""
+        """The evaluation columns of a way to act; all play the same episodes, with a generator of the same seed."""
         indices, device = np.arange(self.spec.loop.eval_episodes), self.spec.device
         seeds = self.streams.episodes("evaluation-episode", indices, np.zeros_like(indices))
         generator = self.streams.torch("evaluation-actions", device)

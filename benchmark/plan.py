@@ -15,11 +15,15 @@ import torch
 from benchmark.finetune import demonstrations_of, pretrained_of
 from benchmark.launch.lease import Lease, RunBusy, last_status
 from benchmark.methods import get_arm, refuse_idle, setting_names, uses_demonstrations
+from benchmark.policies import load_pretrained, policy_path
+from benchmark.policies.demonstrations import demonstrations_path, load_demonstrations
 from benchmark.seeding import TUNING_SEED
 from benchmark.spec import RunSpec, load_spec, make_spec
 from benchmark.store import ENDED, RunPaths, create_json, read_status, run_paths, write_json
 from benchmark.suites import Suite, load_suite, parse_seeds
 from benchmark.tasks import get_task
+
+START_DIGESTS = ("policy_digest", "data_digest", "demonstrations_digest")  # of a specification
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,28 @@ def startable(spec: RunSpec) -> bool:
     return bool(spec.policy_digest) and (bool(spec.demonstrations_digest) or not needs_pairs)
 
 
+def start_damage(spec: RunSpec) -> str:
+    """Why what is there of what a run starts from cannot be used: one line; '' where it can, or is not there."""
+    if startable(spec):
+        return ""
+    task = get_task(spec.task)
+    try:
+        if policy_path(task).exists():
+            load_pretrained(task, spec.sampler)
+        if uses_demonstrations(spec.method_settings()) and demonstrations_path(task).exists():
+            load_demonstrations(task)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def refuse_damaged(runs: Sequence[PlannedRun]) -> None:
+    """Raise ValueError where what they start from is damaged for all runs; where it is so for some, these wait."""
+    damages = [start_damage(run.spec) for run in runs]
+    if damages and all(damages):
+        raise ValueError(damages[0])
+
+
 def _suite_specs(suite: Suite, overrides: dict[str, dict[str, Any]], device: str, plan_only: bool) -> list[RunSpec]:
     seeds = {task: parse_seeds(suite.task_seeds.get(task, suite.seeds)) for task in suite.tasks}
     for text in (suite.seeds, *suite.task_seeds.values()):
@@ -200,8 +226,11 @@ def plan_runs(specs: Sequence[RunSpec], out: Path) -> list[PlannedRun]:
 
 
 def check_held(spec: RunSpec, paths: RunPaths) -> None:
-    """Raise ValueError unless the directory's specification is this one."""
+    """Raise ValueError unless the directory's specification is this one, apart from a policy that is not here."""
     held = load_spec(paths.spec)
+    if not startable(spec):
+        missing = [name for name in START_DIGESTS if not getattr(spec, name)]
+        spec = replace(spec, **{name: getattr(held, name) for name in missing})
     if held.digest != spec.digest:
         raise ValueError(
             f"{paths.root} holds a run with other settings: {difference(held, spec)}; choose another --out"

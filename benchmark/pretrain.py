@@ -280,7 +280,7 @@ def main(
             raise ValueError(f"--threads must be at least 1, got {threads}")
         torch.set_num_threads(threads)
         run(task, data, out, seed)
-    except (ValueError, OSError, Diverged) as error:
+    except (ValueError, OSError, RuntimeError, Diverged) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -54,16 +54,19 @@ def own_command() -> list[str]:
 def add_attempt(path: Path, attempt: dict[str, Any]) -> None:
     """Add an attempt, with the commit that it runs, to the provenance at `path`, collected where there is none.
 
-    Of versions and machine it names what is no longer as at the first attempt.
+    Of versions and machine it names what is no longer as at the first attempt. A damaged file, which decides nothing,
+    is collected anew.
 
     Args:
         attempt: number, host, job and time of its start, which say where the results from then on come from.
 
     Raises:
-        ValueError: the file is damaged.
         OSError: it cannot be written.
     """
-    known = read_json(path) if path.exists() else collect_provenance()
+    try:
+        known = read_json(path) if path.exists() else collect_provenance()
+    except ValueError:
+        known = collect_provenance() | {"note": "earlier attempts are not known: the file that held them was damaged"}
     changed = {name: value for name, value in environment().items() if known.get(name) != value}
     attempts = [*known.get("attempts", []), attempt | {"git": git_state(Path(__file__).parent)} | changed]
     write_json(path, known | {"attempts": attempts})

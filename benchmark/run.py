@@ -19,7 +19,6 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,9 +26,7 @@ import torch
 import tyro
 
 from benchmark.command_line import refuse_repeated
-from benchmark.data.access import data_present
 from benchmark.describe import describe, describe_data, describe_jobs, describe_waiting, why_waiting
-from benchmark.envs import why_not_here
 from benchmark.evaluation import Diverged
 from benchmark.launch.launcher import Launch, choose_launcher
 from benchmark.launch.slurm import SlurmOptions
@@ -41,6 +38,7 @@ from benchmark.plan import (
     make_specs,
     parse_overrides,
     plan_runs,
+    refuse_damaged,
     resolve_device,
     startable,
 )
@@ -53,7 +51,8 @@ from benchmark.store import ENDED, read_status
 from benchmark.suites import Suite, load_suite
 from benchmark.tasks import get_task
 
-Look = Callable[[], list[PlannedRun]]
+Look = Callable[..., list[PlannedRun]]
+Waiting = list[tuple[PlannedRun, str]]  # with the reason
 
 
 @dataclass(frozen=True)
@@ -103,6 +102,7 @@ def main(arguments: Arguments) -> int:
         runs = look()
         launch = Launch(launcher, arguments.slurm, arguments.max_parallel, out)
         pending = select_pending(runs, arguments.retry_failed)
+        refuse_damaged(pending)
         launch.check(pending)
         jobs = launch.jobs(pending) if launcher == "slurm" else []
     except (ValueError, OSError) as error:  # the latter: a directory that cannot be searched, a name that is too long
@@ -147,9 +147,7 @@ def carry_out(arguments: Arguments, launch: Launch, runs: list[PlannedRun], look
     return 1 if waiting else result
 
 
-def start(
-    arguments: Arguments, launch: Launch, runs: list[PlannedRun], look: Look
-) -> tuple[list[PlannedRun], list[PlannedRun]]:
+def start(arguments: Arguments, launch: Launch, runs: list[PlannedRun], look: Look) -> tuple[list[PlannedRun], Waiting]:
     """Start what can be started, then, task by task, what waits for a policy or expert pairs to be made from its data.
 
     A task for which the latter fails, in whatever way, keeps waiting; the others go on.
@@ -161,33 +159,34 @@ def start(
         ValueError: SLURM refuses.
         OSError: a directory cannot be written.
     """
+    pending = {run.paths.root for run in select_pending(runs, arguments.retry_failed)}
     ready, later, waiting = [], {}, []
     for run in runs:
-        here = not why_not_here(get_task(run.spec.task).environment)
-        if run.state in ENDED or (here and startable(run.spec)):
+        reason = why_waiting(run.spec) if run.paths.root in pending else ""
+        if reason:
+            waiting.append((run, reason))
+            keep_waiting(run, reason)
+        elif run.paths.root not in pending or startable(run.spec):
             ready.append(run)
-        elif here and data_present(run.spec.task):
-            later.setdefault(run.spec.task, []).append(run)
         else:
-            waiting.append(run)
-    for run in waiting:
-        keep_waiting(run, why_waiting(run.spec.task))
+            later.setdefault(run.spec.task, []).append(run)
     with ProgressPrinter([run.paths for run in (*ready, *itertools.chain(*later.values()))]) as progress:
         launch.start(select_pending(ready, arguments.retry_failed), progress.update)
         for name, members in later.items():
             try:
                 make_start(name, members[0].spec.threads)
-                renewed = {run.paths.root: run for run in look()}
+                renewed = {run.paths.root: run for run in look(name)}
                 members = [renewed[run.paths.root] for run in members]
                 if not all(startable(run.spec) for run in members):
                     raise ValueError("its policy, or its expert pairs, are gone again")
                 launch.start(select_pending(members, arguments.retry_failed), progress.update)
                 ready += members
-            except (ValueError, OSError, Diverged) as error:
-                print(f"{name}: {error}", file=sys.stderr)
-                waiting += members
+            except (ValueError, OSError, RuntimeError, MemoryError, Diverged) as error:
+                reason = " ".join(str(error).split()) or type(error).__name__
+                print(f"{name}: {reason}", file=sys.stderr)
+                waiting += [(run, reason) for run in members]
                 for run in members:
-                    keep_waiting(run, str(error))
+                    keep_waiting(run, reason)
         launch.follow(ready, progress.update)
     return ready, waiting
 
@@ -257,11 +256,14 @@ def run_experiment(suite: Suite, out: Path, dry_run: bool) -> int:
     except OSError as error:
         print(f"error: {out}: {error.strerror}", file=sys.stderr)
         return 2
+    except RuntimeError as error:  # an exact solution that was not reached
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0 if reached else 1
 
 
 def plan(arguments: Arguments, launcher: str) -> tuple[Look, Path]:
-    """What tells the runs asked for, as they stand whenever it is called, and the output directory.
+    """What tells the runs asked for, or those of a task, as they stand whenever it is called, and the output directory.
 
     Raises:
         ValueError: bad input.
@@ -277,15 +279,18 @@ def plan(arguments: Arguments, launcher: str) -> tuple[Look, Path]:
         spec = load_spec(arguments.from_spec)
         resolve_device(spec.device, job_gpus(arguments, spec.device) if launcher == "slurm" else None)
         check_start(spec)
-        return partial(plan_runs, [spec], arguments.out), arguments.out
+        place = arguments.out
+        return lambda task=None: plan_runs([spec], place), place
     device = resolve_device(arguments.device, job_gpus(arguments, arguments.device) if launcher == "slurm" else None)
     overrides = parse_overrides(arguments.set)
     suite = load_suite(arguments.suite or "")
     suites = choose(suite, arguments.methods, arguments.tasks, arguments.seeds)
     out = arguments.out or Path("results") / suite.name
 
-    def look() -> list[PlannedRun]:  # the suite's file is not read again: it may be edited in the meantime
-        return plan_runs(make_specs(suites, overrides, device, plan_only=True, precision=arguments.precision), out)
+    # The suite's file is not read again: it may be edited in the meantime.
+    def look(task: str | None = None) -> list[PlannedRun]:
+        specs = make_specs(suites, overrides, device, plan_only=True, precision=arguments.precision)
+        return plan_runs([spec for spec in specs if task in (None, spec.task)], out)
 
     return look, out
 

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 
 from benchmark.methods import adjust, build_settings, get_arm, resolve_settings, uses_demonstrations
-from benchmark.policies import load_pretrained, policy_path
-from benchmark.policies.demonstrations import demonstrations_path, load_demonstrations
+from benchmark.policies import load_pretrained
+from benchmark.policies.demonstrations import load_demonstrations
 from benchmark.seeding import BASE_SEED
 from benchmark.store import read_json
 from benchmark.tasks import LoopSettings, get_task
 from otpr.checks import check_choice, check_range
 from otpr.diffusion import DiffusionPolicy, SamplerSettings
+from otpr.method import Demonstrations
 from otpr.precision import PRECISIONS
 
 FORMAT = 1  # of spec.json
@@ -129,7 +130,7 @@ def make_spec(
     Args:
         loop_values, sampler_values: what a suite changes of the task's loop sizes and of the sampler.
         overrides: what the user changes of the method's settings.
-        plan_only: accept a task whose policy or expert pairs are yet to be made; such a spec cannot be run.
+        plan_only: accept a task whose policy or expert pairs are missing or damaged; such a spec cannot be run.
 
     Raises:
         ValueError: an unknown name or a bad value, settings that do not fit the task or the sampler, or a
@@ -139,12 +140,14 @@ def make_spec(
     resolved = resolve_settings(method, task, protocol, overrides)
     loop = adjust("the loop", task.loop(protocol), loop_values)
     sampler = adjust("the sampler", SamplerSettings(), sampler_values)
-    held = policy_path(task).exists() or not plan_only
-    pretrained = load_pretrained(task, sampler) if held else None
+    pretrained = demonstrations = None
+    try:
+        pretrained = load_pretrained(task, sampler)
+        demonstrations = load_demonstrations(task) if uses_demonstrations(resolved) else None
+    except ValueError:
+        if not plan_only:
+            raise
     policy = pretrained.policy if pretrained else DiffusionPolicy(task.build_network(torch.Generator()), sampler)
-    demonstrations = None
-    if uses_demonstrations(resolved) and (demonstrations_path(task).exists() or not plan_only):
-        demonstrations = load_demonstrations(task)
     spec = RunSpec(
         task=task_name,
         method=method,
@@ -160,13 +163,17 @@ def make_spec(
         demonstrations_digest="" if demonstrations is None else demonstrations.digest,
         precision=precision,
     )
-    shape = task.shape(loop)
-    if demonstrations or not uses_demonstrations(resolved):  # a trial, which refuses what does not fit
-        pairs = None if demonstrations is None else demonstrations.pairs
-        try:
-            get_arm(method).build(spec.method_settings(), policy, shape, torch.Generator(), pairs)
-        except (ValueError, RuntimeError, MemoryError) as error:  # the last two: too large for the memory
-            hint = f"settings are changed by --set {method}.FIELD=VALUE, or by [settings.{method}] of a suite"
-            reason = str(error).partition("\n")[0] or type(error).__name__
-            raise ValueError(f"{task_name}, {method}: {reason}; {hint}") from error
+    if demonstrations or not uses_demonstrations(resolved):
+        _check_fit(spec, policy, None if demonstrations is None else demonstrations.pairs)
     return spec
+
+
+def _check_fit(spec: RunSpec, policy: DiffusionPolicy, pairs: Demonstrations | None) -> None:
+    """Raise ValueError where the method cannot be made of its settings: found by trial."""
+    shape = get_task(spec.task).shape(spec.loop)
+    try:
+        get_arm(spec.method).build(spec.method_settings(), policy, shape, torch.Generator(), pairs)
+    except (ValueError, RuntimeError, MemoryError) as error:  # the last two: too large for the memory
+        hint = f"settings are changed by --set {spec.method}.FIELD=VALUE, or by [settings.{spec.method}] of a suite"
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{spec.task}, {spec.method}: {reason}; {hint}") from error

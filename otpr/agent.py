@@ -123,7 +123,8 @@ class OTPR(ImplicitQ):
             entropy = -torch.xlogy(share, share).sum(1).mean() / torch.tensor(float(max(share.shape[1], 2))).log()
             empty = (weights.sum(1) == 0).float().mean()
             self.selections.append({"actor/selection_entropy": entropy, "actor/selection_empty": empty})
-        return torch.multinomial(share, 1, generator=generator)[:, 0]
+        # Values that are not finite are noticed in losses or actions, as with every method; the draw refuses them.
+        return torch.multinomial(share.nan_to_num(1.0), 1, generator=generator)[:, 0]
 
     def learn(self) -> dict[str, float]:
         """Critic steps, then the transport fit, then actor steps: the actor sees potentials of the present critic."""

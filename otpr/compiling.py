@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -24,13 +26,23 @@ def _use_whole_vectors() -> None:
 _use_whole_vectors()  # numba takes its settings over once, with the first function that it is given
 
 
-def kept_on_disk(compile_with: Callable[..., Any], function: Callable[..., None]) -> Any:
+def kept_on_disk(compile_with: Callable[..., Any], function: Callable[..., None], variant: str = "") -> Any:
     """`compile_with(cache=True)(function)`, without the cache where no folder for it is writable.
+
+    numba keeps an index of what was made of each qualified name, to which processes write without a lock: of two that
+    add to one index at once, one's entry may lead to the other's code. So what differs has a name of its own here,
+    and all who write to an index write the same.
 
     Args:
         compile_with: one of numba's decorators with its other options.
-        function: what to compile.
+        function: what to compile; its qualified name is changed.
+        variant: tells apart what is made of the same lines of source.
     """
+    config: Any = numba.config
+    name, source = function.__qualname__, Path(function.__code__.co_filename)
+    made_of = [variant, str(config.CPU_NAME), str(config.CPU_FEATURES), str(get_host_cpu_features().flatten())]
+    content = "\n".join(made_of).encode() + (source.read_bytes() if source.exists() else b"")
+    function.__qualname__ = f"{name}_{hashlib.sha256(content).hexdigest()[:16]}"
     try:
         return compile_with(cache=True)(function)
     except RuntimeError:  # numba finds no writable cache folder: compile in this process

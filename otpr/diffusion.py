@@ -29,7 +29,7 @@ class SamplerSettings:
     ddim_steps: int = 5  # steps taken when kind is "ddim"
     exploration_std_floor: float = 0.1  # least standard deviation of a step while collecting
     logprob_std_floor: float = 0.1  # the same inside the log-probability
-    evaluation_std_floor: float = 1e-3  # the same in evaluation, whose last step adds no noise
+    evaluation_std_floor: float = 1e-3  # the same in evaluation, whose last step adds no noise; DDIM then adds none
     noise_clip: float = 3.0  # standard normal draws of the steps are clipped to +- this
     x0_clip: float = 1.0  # the prediction of the clean chunk is clipped to +- this
 

@@ -26,7 +26,7 @@ class Keypoints:
     """K fixed expert pairs and the guide that they give."""
 
     def __init__(self, observations: Tensor, chunks: Tensor, temperature: float) -> None:
-        """Keep the pairs; the unit of each distance is the largest between two keypoints (KPG-RL normalises so).
+        """Keep the pairs; the unit of each distance is the largest between two keypoints (KPG-RL: between two samples).
 
         Args:
             observations: (K, O).

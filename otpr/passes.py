@@ -6,7 +6,7 @@ the user's machine. Threads of numba's would wake and wait beside PyTorch's: tha
 the team that has just finished a product. Where there is none a pass takes one thread. Every element is computed by
 itself, and every partial sum over rows that do not depend on the threads, so that their number changes no bit.
 
-All that is compiled stands in this file: by its time stamp alone numba knows whether what it kept on disk is outdated.
+All that is compiled stands in this file: by its content alone numba knows whether what it kept on disk is outdated.
 """
 
 # ruff: noqa: ANN001, ANN201, ANN202 - numba infers the types of compiled functions
@@ -286,7 +286,8 @@ def _compiled(row: Row, features: tuple[bool, ...], *kinds: torch.dtype | None) 
                         _project(_place(value, z), leaving[matrix * outs : (matrix + 1) * outs], outputs[i])
 
     signature = types.void(types.CPointer(types.int64))
-    return kept_on_disk(partial(numba.cfunc, signature, **OPTIONS), run)
+    variant = " ".join(map(str, (row.__name__, *features, *kinds)))
+    return kept_on_disk(partial(numba.cfunc, signature, **OPTIONS), run, variant)
 
 
 @cache
@@ -376,6 +377,9 @@ def _product_shape(one: Tensor | None, inputs: Tensor | None, entering: Tensor |
 
 
 def _check(tensor: Tensor | None, shape: tuple[int, ...], kinds: tuple[torch.dtype, ...]) -> None:
-    if tensor is not None and (tensor.shape != shape or tensor.dtype not in kinds or not tensor.is_contiguous()):
-        found = f"{tensor.dtype} {tuple(tensor.shape)} with strides {tensor.stride()}"
+    if tensor is None:
+        return
+    known = tensor.dtype in kinds and tensor.device.type == "cpu"
+    if tensor.shape != shape or not known or not tensor.is_contiguous():
+        found = f"{tensor.dtype} {tuple(tensor.shape)} with strides {tensor.stride()} on {tensor.device}"
         raise ValueError(f"a pass takes contiguous {', '.join(map(str, kinds))} {tuple(shape)}, got {found}")

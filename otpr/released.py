@@ -27,7 +27,7 @@ from otpr import agent, implicit_q
 from otpr.duality import L2, marginal_errors
 from otpr.method import ActionChunk
 from otpr.potentials import Potentials
-from otpr.precision import backward
+from otpr.precision import backward, float32_products
 
 LOG_FLOOR = 1e-10
 BLOCK_ROWS = 16
@@ -40,7 +40,8 @@ LACKING = (
 
 def cosine_relation(points: Tensor, keypoints: Tensor, temperature: float) -> Tensor:
     """R_k(x) = softmax_k(-(1 - cos(x, x_k)) / temperature) of points (N, D) and keypoints (K, D), (N, K)."""
-    cosines = F.normalize(points, dim=1) @ F.normalize(keypoints, dim=1).mT
+    with float32_products(points.device.type):
+        cosines = F.normalize(points, dim=1) @ F.normalize(keypoints, dim=1).mT
     return ((cosines - 1) / temperature).softmax(-1)
 
 

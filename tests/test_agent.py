@@ -207,6 +207,16 @@ def test_d15_where_no_candidate_is_compatible_the_draw_is_uniform_and_counted() 
     torch.testing.assert_close(method.selections[0]["actor/selection_entropy"], torch.tensor(0.5), atol=1e-3, rtol=0)
 
 
+def test_a_draw_among_values_that_are_not_finite_leaves_it_to_losses_and_actions_to_say_so() -> None:
+    weights = (
+        torch.tensor([[1.0, float("nan"), 0.0], [1.0, float("inf"), 0.0]]).expand(300, 2, 3).flatten(0, 1)
+    )  # (600, 3)
+    method = trained()
+    index = method.resample(weights, True, torch.Generator().manual_seed(0))
+    assert index.unique().tolist() == [0, 1, 2]
+    assert not method.selections[-1]["actor/selection_entropy"].isfinite()
+
+
 def test_d16_epsilon_is_a_setting_in_units_of_the_cost() -> None:
     assert make().transport.settings.epsilon == agent.Settings().epsilon == 0.1
     for bad in (0.0, -1.0):

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,11 @@ import pytest
 from conftest import toy_spec
 
 from benchmark import run, status
-from benchmark.data.registry import dataset_path
 from benchmark.launch.slurm import SlurmOptions
 from benchmark.methods import ARMS, resolve_settings
-from benchmark.plan import choose, make_specs, plan_runs, resolve_device
+from benchmark.plan import choose, make_specs, resolve_device
 from benchmark.policies import policy_path
-from benchmark.store import read_status, write_json
+from benchmark.store import write_json
 from benchmark.suites import load_suite, parse_seeds, suite_names
 from benchmark.tasks import TASKS, get_task
 
@@ -191,55 +189,6 @@ def test_a_spec_that_cannot_run_here_is_one_line_and_exit_2(
         assert error.startswith("error: ") and error.count("\n") == 1
         assert all(word in error for word in words), error
     assert not (tmp_path / "out").exists()
-
-
-def test_damaged_data_of_a_task_leaves_the_others_running(tmp_path: Path, capsys, monkeypatch) -> None:
-    monkeypatch.setenv("OTPR_BENCH_CACHE", str(tmp_path / "cache"))
-    place = dataset_path("hopper-medium-v2")
-    place.parent.mkdir(parents=True)
-    place.write_bytes(b"no data")
-    file = tmp_path / "mine.toml"
-    file.write_text('tasks = ["hopper-medium-v2", "hopper-local"]\nmethods = ["frozen"]\n[loop]\neval_episodes = 1\n')
-    assert call(tmp_path / "out", suite=str(file)) == 1
-    error = capsys.readouterr().err
-    assert f"hopper-medium-v2: {place}" in error and "1 runs wait" in error
-    runs = [(paths.root.parts[-3], read_status(paths)["state"]) for paths in status.find_runs(tmp_path / "out")]
-    assert runs == [("hopper-local", "done"), ("hopper-medium-v2", "queued")]
-    assert status.main(status.Arguments(out=tmp_path / "out")) == 1
-    assert str(place) in json.loads((tmp_path / "out/hopper-medium-v2/frozen/seed-0/status.json").read_text())["error"]
-    capsys.readouterr()
-    assert status.main(status.Arguments(out=tmp_path / "out", watch=True)) == 1  # it does not wait for data
-    assert "hopper-medium-v2" in (tmp_path / "out" / "report" / "summary.md").read_text()
-
-
-def test_where_all_runs_wait_for_data_it_is_said_how_to_get_it(tmp_path: Path, capsys) -> None:
-    assert call(tmp_path, suite="kitchen", methods=("frozen",), seeds="1") == 1
-    error = capsys.readouterr().err
-    assert (
-        "3 runs wait" in error and "benchmark.data get kitchen-complete-v0 kitchen-partial-v0 kitchen-mixed-v0" in error
-    )
-    assert status.main(status.Arguments(out=tmp_path)) == 1
-    assert capsys.readouterr().out.count("its data is not there") == 3
-
-
-def test_a_simulator_that_is_not_installed_leaves_the_other_tasks_running(tmp_path: Path, capsys, monkeypatch) -> None:
-    def no_version(package: str) -> str:
-        raise PackageNotFoundError(package)
-
-    monkeypatch.setattr("importlib.metadata.version", no_version)
-    file = tmp_path / "mine.toml"
-    file.write_text('protocol = "embedded"\ntasks = ["lift-local", "toy"]\nmethods = ["frozen"]\n')
-    assert call(tmp_path / "out", suite=str(file), dry_run=True) == 0
-    assert "lift-local            robosuite tasks need robosuite 1.4.1: pip" in capsys.readouterr().out
-    assert call(tmp_path / "out", suite=str(file)) == 1
-    assert "1 runs wait" in (error := capsys.readouterr().err) and "pip install" in error
-    runs = {paths.root.parts[-3]: read_status(paths) for paths in status.find_runs(tmp_path / "out")}
-    assert [runs[task]["state"] for task in ("toy", "lift-local")] == ["done", "queued"]
-    assert call(tmp_path / "out", suite=str(file), tasks=("toy",)) == 0
-    monkeypatch.undo()
-    assert "pip install" in runs["lift-local"]["error"]
-    planned = plan_runs(make_specs([load_suite(str(file))], {}, "cpu"), tmp_path / "out")
-    assert {item.spec.task: item.state for item in planned} == {"toy": "done", "lift-local": "missing"}
 
 
 @pytest.mark.parametrize("name", suite_names())

@@ -89,6 +89,16 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(prepared) -> Non
     assert not run.paths.previous_checkpoint.exists()
 
 
+def test_a_damaged_provenance_does_not_keep_a_run_from_going_on(prepared) -> None:
+    run, whole = prepared("idql"), prepared("idql", "whole")
+    execute(whole.paths.root)
+    half_done(run)
+    run.paths.provenance.write_text("{")
+    assert execute(run.paths.root) == "done"
+    assert results(run.paths) == results(whole.paths)
+    assert "damaged" in read_json(run.paths.provenance)["note"]
+
+
 @contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
     """A file system of this size; skips where it cannot be mounted."""

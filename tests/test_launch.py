@@ -181,7 +181,9 @@ def sweep(runs: list[PlannedRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
         def submit(runs: list[PlannedRun]) -> list[str]:
             made.again += len(runs)  # type: ignore[attr-defined]
-            return ["1"]
+            name = f"otpr-bench-{made.again}"  # type: ignore[attr-defined]
+            write_json(made.folder / name / "plan.json", plan | {"name": name, "created": 1.0 + made.again})  # type: ignore[attr-defined]
+            return ["7"]
 
         monkeypatch.setattr(made, "submit", submit)
         return made
@@ -236,8 +238,11 @@ def test_a_run_stopped_by_a_preemption_goes_on_and_one_that_met_a_full_disk_does
     assert not made.check() and made.again == 0
 
 
-def test_submissions_that_slurm_refuses_are_not_held_against_the_run(sweep, runs, monkeypatch, capsys) -> None:
-    made = sweep("", state="queued", iteration=2)
+@pytest.mark.parametrize("job", [True, False], ids=["a job that ended", "no job yet"])
+def test_submissions_that_slurm_refuses_are_not_held_against_the_run(
+    job: bool, sweep, runs, monkeypatch, capsys
+) -> None:
+    made = sweep("NODE_FAIL" if job else "", state="queued", iteration=2)
 
     def refuse(runs: list[PlannedRun]) -> list[str]:
         raise cluster.SlurmError("refused the jobs: Socket timed out")
@@ -245,7 +250,8 @@ def test_submissions_that_slurm_refuses_are_not_held_against_the_run(sweep, runs
     monkeypatch.setattr(made, "submit", refuse)
     (plan,) = made.folder.glob("*/plan.json")
     content = read_json(plan)
-    del content["job_id"]
+    if not job:
+        del content["job_id"]
     write_json(plan, content)
     for _ in range(2 * FRUITLESS_JOBS):
         assert made.check()

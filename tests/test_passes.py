@@ -64,6 +64,19 @@ def test_where_nothing_can_be_cached_functions_compile_all_the_same() -> None:
     assert numbers.tolist() == [2, 2, 2]
 
 
+def test_what_differs_is_kept_under_names_that_differ() -> None:
+    """numba's index of a name is written without a lock: two processes must not add different code to one index."""
+    kinds = (torch.float32, torch.bfloat16)
+    makings = [
+        (row, (in_place, False, False, False), kind, kind, None)
+        for row in (passes.relu, passes.mish)
+        for in_place in (False, True)
+        for kind in kinds
+    ]
+    names = {passes._compiled(*making).__wrapped__.__qualname__ for making in makings}
+    assert len(names) == len(makings)
+
+
 def test_a_pass_refuses_what_it_would_misread() -> None:
     z = normal(4, 3)
     for bias, matrix in (
@@ -72,6 +85,7 @@ def test_a_pass_refuses_what_it_would_misread() -> None:
         (torch.zeros(3), z.t()),
         (torch.zeros(3), z.half()),
         (torch.zeros(3), torch.zeros(2, 4, 3)),
+        (torch.zeros(3, device="meta"), z),
     ):
         with pytest.raises(ValueError, match="a pass takes contiguous"):
             passes.run_pass(passes.relu, bias, matrix, matrix, None)

@@ -18,6 +18,7 @@ from otpr.denoisers import DenoisingMLP
 from otpr.networks import TwinQ
 from otpr.potentials import Potentials, TransportSettings
 from otpr.precision import precision_context
+from otpr.released import cosine_relation
 
 
 def generator() -> torch.Generator:
@@ -42,6 +43,13 @@ def test_potentials_stay_float32() -> None:
     exact = potentials(*points)
     with precision_context("bfloat16", "cpu"):
         assert all(map(torch.equal, potentials(*points), exact))
+
+
+def test_the_released_relations_stay_float32() -> None:
+    points = torch.randn(8, 5, generator=generator())
+    exact = cosine_relation(points, points[:4], 0.1)
+    with precision_context("bfloat16", "cpu"):
+        assert torch.equal(cosine_relation(points, points[:4], 0.1), exact)
 
 
 def test_dppos_ratio_before_any_step_is_near_one() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from conftest import toy_spec
 
 from benchmark import run
 from benchmark.estimate import run_hours, weights_per_row
@@ -46,6 +48,12 @@ def specs() -> dict[tuple[str, str], Any]:
     """The plan of suite `all`, one spec for each task and method."""
     made = make_specs(choose(load_suite("all"), (), (), None), {}, "cpu", plan_only=True)
     return {(spec.task, spec.method): spec for spec in made}
+
+
+def test_a_method_of_another_package_may_name_its_settings_as_ours_are_named() -> None:
+    spec = toy_spec("frozen")
+    for settings in ({"update_epochs": 3}, {"replay_ratio": 4}):
+        assert run_hours(replace(spec, settings=settings)) == run_hours(spec)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import toy_spec
+from torch import Tensor
 
 from benchmark.finetune import Trainer
 from benchmark.launch.execute import execute
@@ -21,6 +22,7 @@ from benchmark.launch.lease import Lease, RunBusy
 from benchmark.launch.local import Pool, run_inline
 from benchmark.plan import plan_runs, prepare
 from benchmark.store import RunPaths, load_checkpoint, read_json, save_checkpoint, write_json
+from otpr.method import ActionChunk
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -35,6 +37,18 @@ def rows(path: Path) -> list[dict[str, str]]:
 def results(paths: RunPaths) -> tuple[list[dict[str, str]], ...]:
     files = (paths.curve, paths.metrics, paths.evaluations)
     return tuple(rows(path) if path.exists() else [] for path in files)
+
+
+def test_a_rollout_keeps_what_a_method_adds_as_it_is() -> None:
+    collector = Trainer(toy_spec("idql")).collector
+    added = {"index": torch.full((8, 3), 2**60), "explored": torch.ones(8, dtype=torch.bool)}
+
+    def act(observations: Tensor, explore: bool, generator: torch.Generator) -> ActionChunk:
+        return ActionChunk(torch.zeros(8, 4, 2), added)
+
+    extras = collector.collect(act).extras
+    for name, values in added.items():
+        assert torch.equal(extras[name], values.expand(4, *values.shape))
 
 
 def test_same_spec_same_curve_whatever_the_launcher(prepared) -> None:

@@ -331,6 +331,11 @@ def test_command_writes_its_json(
     [
         (command.Arguments(parts=("physic",)), "unknown part 'physic'; valid: " + ", ".join(command.PARTS)),
         (command.Arguments(threads=0), "--threads must be at least 1, got 0"),
+        (
+            command.Arguments(parts=("physics",), compiled=True),
+            "--compiled is an option of the part iteration, got --parts physics",
+        ),
+        (command.Arguments(json=Path("Makefile/speed.json")), "output Makefile: Makefile is not a directory"),
         (command.Arguments(json=Path(".")), ". is a directory"),
     ],
 )

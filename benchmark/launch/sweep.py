@@ -39,6 +39,7 @@ class Sweep:
         self.folder, self.runs, self.options = out.absolute() / FOLDER, list(runs), options
         self.max_parallel = max_parallel
         self._fruitless: dict[Path, int] = {}
+        self._counted: dict[Path, tuple[str, int]] = {}
         self._given_up: set[Path] = set()
 
     def submit(self, runs: Sequence[PlannedRun]) -> list[str]:
@@ -166,7 +167,9 @@ class Sweep:
                 mark_dead(run.paths, f"cancelled in SLURM (job {name})", "cancelled")
             return False
         gained = int(status.get("iteration", 0)) > iteration
-        if job or ended:  # else there never was a job
+        # Else there never was a job, or it was looked at before and SLURM has refused to take the run again since.
+        if (job or ended) and self._counted.get(root) != (name, index):
+            self._counted[root] = name, index
             self._fruitless[root] = 0 if gained else self._fruitless.get(root, 0) + 1
         if (ended in _HARD and status.get("state") == "running") or self._fruitless.get(root, 0) >= FRUITLESS_JOBS:
             outputs = [self.folder / name / f"{stem}_0_log.err" for stem in (f"{job}_{index}", job)]

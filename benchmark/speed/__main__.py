@@ -28,7 +28,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from benchmark.command_line import refuse_repeated
 from benchmark.envs import LOCOMOTION
+from benchmark.plan import check_writable
 from benchmark.provenance import collect_provenance
 from benchmark.speed.growth import growth
 from benchmark.speed.iterations import iteration
@@ -98,12 +100,14 @@ def check(arguments: Arguments) -> tuple[list[str], int]:
     """The parts, in the order of `PARTS`, and the number of threads.
 
     Raises:
-        ValueError: an unknown part, fewer than one thread, or a directory in the file's place.
+        ValueError: an unknown part, an option that no part takes, fewer than one thread, or no place for the file.
         OSError: the file's directory cannot be made.
     """
     for part in arguments.parts:
         if part not in PARTS:
             raise ValueError(f"unknown part {part!r}; valid: {', '.join(PARTS)}")
+    if arguments.compiled and "iteration" not in (arguments.parts or DEFAULT_PARTS):
+        raise ValueError(f"--compiled is an option of the part iteration, got --parts {' '.join(arguments.parts)}")
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = available if arguments.threads is None else arguments.threads
     if threads < 1:
@@ -111,6 +115,7 @@ def check(arguments: Arguments) -> tuple[list[str], int]:
     if arguments.json is not None:  # now, not after minutes of measuring
         if arguments.json.is_dir():
             raise ValueError(f"{arguments.json} is a directory")
+        check_writable(arguments.json.parent)
         arguments.json.absolute().parent.mkdir(parents=True, exist_ok=True)
     return [part for part in PARTS if part in (arguments.parts or DEFAULT_PARTS)], threads
 
@@ -144,4 +149,5 @@ def main(arguments: Arguments) -> int:
 
 
 if __name__ == "__main__":
+    refuse_repeated(sys.argv[1:], ("--parts",))
     sys.exit(main(tyro.cli(Arguments, description=__doc__, prog="python -m benchmark.speed")))
