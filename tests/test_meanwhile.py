@@ -21,10 +21,9 @@ from benchmark.tasks import Task
 
 @pytest.fixture
 def no_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in which the policy of the toy task is looked for, and is not; its data is there."""
+    """A folder in which the policy of the toy task is looked for, and is not; its data is made on this machine."""
     monkeypatch.setattr("benchmark.policies.FOLDER", tmp_path)
     monkeypatch.setenv("OTPR_BENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(run, "data_present", lambda name: True)
     return tmp_path
 
 
