@@ -57,22 +57,37 @@ def describe_data(runs: list[PlannedRun]) -> str:
     return "\n".join([*lines, *([missing_data_message(missing)] if missing else [])])
 
 
-def why_waiting(spec: RunSpec) -> str:
-    """Why a run cannot start, also not after what it starts from is made: one line with what to do; '' where it can."""
+def why_waiting(spec: RunSpec, begun: bool = False) -> str:
+    """Why a run cannot start, also not after what it starts from is made: one line with what to do; '' where it can.
+
+    Args:
+        spec: of the run.
+        begun: runs of its task began with a policy or expert pairs that are no longer there.
+    """
     name, task = spec.task, get_task(spec.task)
     lack = why_not_here(task.environment) or start_damage(spec)
-    if lack or startable(spec) or data_present(name):
+    if lack or startable(spec):
         return lack
+    policy = policy_path(task)
+    what = "expert pairs" if policy.exists() else "policy"
+    if begun:
+        return f"runs here began with its {what}, since gone: bring the file back, or choose another --out"
+    if data_present(name):
+        return ""
     if name in DATASETS:
-        return f"its data is not there: python -m benchmark.data get {name}"
-    return f"{policy_path(task)}: no policy; make it with: python -m benchmark.pretrain --task {name} --data FILE"
+        return _data_wanted(name)
+    return f"{policy}: no {what}; python -m benchmark.pretrain --task {name} --data FILE --out {policy} makes both"
+
+
+def _data_wanted(name: str) -> str:
+    return f"its data is not there: python -m benchmark.data get {name}"
 
 
 def describe_waiting(waiting: Sequence[tuple[PlannedRun, str]]) -> str:
     """Why each task's runs wait, and how missing data is fetched."""
     reasons = {run.spec.task: reason for run, reason in waiting}
     lines = [f"  {name:21} {reason}" for name, reason in reasons.items()]
-    missing = [name for name in reasons if not data_present(name)]
+    missing = [name for name, reason in reasons.items() if reason == _data_wanted(name)]
     return "\n".join([*lines, *([missing_data_message(missing)] if missing else [])])
 
 

@@ -71,7 +71,7 @@ def main(arguments: Arguments) -> int:
             finally:
                 trainer.close()
     except (ValueError, OSError, RuntimeError, Diverged) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 

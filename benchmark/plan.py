@@ -155,14 +155,14 @@ def start_damage(spec: RunSpec) -> str:
         if uses_demonstrations(spec.method_settings()) and demonstrations_path(task).exists():
             load_demonstrations(task)
     except ValueError as error:
-        return str(error)
+        return f"{error}; bring the file back, or delete it to have it made from the task's data"
     return ""
 
 
-def refuse_damaged(runs: Sequence[PlannedRun]) -> None:
-    """Raise ValueError where what they start from is damaged for all runs; where it is so for some, these wait."""
+def refuse_damaged(runs: Sequence[PlannedRun], pending: Sequence[PlannedRun]) -> None:
+    """Raise ValueError where what all runs start from is damaged and some are pending; else those that need it wait."""
     damages = [start_damage(run.spec) for run in runs]
-    if damages and all(damages):
+    if pending and all(damages):
         raise ValueError(damages[0])
 
 

@@ -281,7 +281,7 @@ def main(
         torch.set_num_threads(threads)
         run(task, data, out, seed)
     except (ValueError, OSError, RuntimeError, Diverged) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 

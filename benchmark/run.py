@@ -102,7 +102,7 @@ def main(arguments: Arguments) -> int:
         runs = look()
         launch = Launch(launcher, arguments.slurm, arguments.max_parallel, out)
         pending = select_pending(runs, arguments.retry_failed)
-        refuse_damaged(pending)
+        refuse_damaged(runs, pending)
         launch.check(pending)
         jobs = launch.jobs(pending) if launcher == "slurm" else []
     except (ValueError, OSError) as error:  # the latter: a directory that cannot be searched, a name that is too long
@@ -114,7 +114,7 @@ def main(arguments: Arguments) -> int:
     if jobs:
         print(describe_jobs(jobs, arguments.slurm, out, arguments.max_parallel, arguments.dry_run))
     if arguments.dry_run:
-        print(describe_data(runs))
+        print(describe_data(pending))
         return 0
     return carry_out(arguments, launch, runs, look)
 
@@ -160,9 +160,10 @@ def start(arguments: Arguments, launch: Launch, runs: list[PlannedRun], look: Lo
         OSError: a directory cannot be written.
     """
     pending = {run.paths.root for run in select_pending(runs, arguments.retry_failed)}
+    lost = {run.spec.task for run in runs if run.paths.spec.exists() and not startable(run.spec)}
     ready, later, waiting = [], {}, []
     for run in runs:
-        reason = why_waiting(run.spec) if run.paths.root in pending else ""
+        reason = why_waiting(run.spec, run.spec.task in lost) if run.paths.root in pending else ""
         if reason:
             waiting.append((run, reason))
             keep_waiting(run, reason)
@@ -278,8 +279,9 @@ def plan(arguments: Arguments, launcher: str) -> tuple[Look, Path]:
                 raise ValueError(f"--from-spec repeats a run as it is, and takes no --{name}")
         spec = load_spec(arguments.from_spec)
         resolve_device(spec.device, job_gpus(arguments, spec.device) if launcher == "slurm" else None)
-        check_start(spec)
         place = arguments.out
+        if select_pending(plan_runs([spec], place), arguments.retry_failed):
+            check_start(spec)
         return lambda task=None: plan_runs([spec], place), place
     device = resolve_device(arguments.device, job_gpus(arguments, arguments.device) if launcher == "slurm" else None)
     overrides = parse_overrides(arguments.set)

@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import llvmlite
 import numba
-from llvmlite.binding import get_host_cpu_features
+from llvmlite.binding import get_host_cpu_features, get_host_cpu_name
 
 
 def _use_whole_vectors() -> None:
@@ -40,8 +41,9 @@ def kept_on_disk(compile_with: Callable[..., Any], function: Callable[..., None]
     """
     config: Any = numba.config
     name, source = function.__qualname__, Path(function.__code__.co_filename)
-    made_of = [variant, str(config.CPU_NAME), str(config.CPU_FEATURES), str(get_host_cpu_features().flatten())]
-    content = "\n".join(made_of).encode() + (source.read_bytes() if source.exists() else b"")
+    processor = (get_host_cpu_name(), get_host_cpu_features().flatten(), config.CPU_NAME, config.CPU_FEATURES)
+    made_of = (variant, numba.__version__, llvmlite.__version__, *processor)
+    content = "\n".join(map(str, made_of)).encode() + (source.read_bytes() if source.exists() else b"")
     function.__qualname__ = f"{name}_{hashlib.sha256(content).hexdigest()[:16]}"
     try:
         return compile_with(cache=True)(function)

@@ -20,6 +20,10 @@ from benchmark.suites import load_suite
 from benchmark.tasks import get_task
 
 
+def no_call(*_: object) -> None:
+    raise AssertionError("called")
+
+
 def test_damaged_data_of_a_task_leaves_the_others_running(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("OTPR_BENCH_CACHE", str(tmp_path / "cache"))
     place = dataset_path("hopper-medium-v2")
@@ -58,6 +62,8 @@ def test_a_damaged_policy_of_a_task_leaves_the_others_running(tmp_path: Path, ca
     assert "1 runs wait" in error and damage in error
     assert damage in read_status(run_paths(out, "toy", "frozen", 0))["error"]
     assert read_status(run_paths(out, "hopper-local", "frozen", 0))["state"] == "done"
+    assert call(out, suite=str(file)) == 1  # though all that is pending is damaged now
+    assert "data that is not there" not in capsys.readouterr().err
 
 
 def test_runs_whose_policy_is_gone_are_left_as_they_are(tmp_path: Path, capsys, monkeypatch) -> None:
@@ -67,17 +73,29 @@ def test_runs_whose_policy_is_gone_are_left_as_they_are(tmp_path: Path, capsys, 
     write_json(begun.spec, replace(load_spec(begun.spec), seed=1).as_dict())
     write_json(begun.status, read_status(begun) | {"state": "running"})
     monkeypatch.setattr("benchmark.policies.FOLDER", tmp_path / "none")
+    monkeypatch.setattr(run, "make_start", no_call)  # another policy than the one with which they began
+    assert call(tmp_path, methods=("frozen",)) == 0  # it is done
+    again = run.Arguments(from_spec=run_paths(tmp_path, "toy", "frozen", 0).spec, out=tmp_path, launcher="inline")
+    assert run.main(again) == 0
+    capsys.readouterr()
+    for seeds in ("0-1", "0-2"):  # one that was begun, one that was not
+        assert call(tmp_path, methods=("frozen",), seeds=seeds) == 1
+        assert "toy                   runs here began with its policy, since gone" in capsys.readouterr().err
+    assert read_status(begun)["state"] == "running"
+    assert call(tmp_path, methods=("frozen",), dry_run=True) == 0
+    assert "0 to do" in (said := capsys.readouterr().out) and "trained" not in said
+    assert call(tmp_path, methods=("frozen",), precision="bfloat16") == 2  # other settings are refused still
 
+
+def test_a_simulator_that_dies_while_a_policy_is_made_is_a_reason_to_wait(tmp_path: Path, capsys, monkeypatch) -> None:
     def fail(name: str, threads: int) -> None:
         raise RuntimeError("robosuite worker 1 of 2 ended\nwithout an answer")
 
+    monkeypatch.setattr("benchmark.policies.FOLDER", tmp_path / "none")
     monkeypatch.setattr(run, "make_start", fail)
-    assert call(tmp_path, methods=("frozen",)) == 0  # it is done
-    capsys.readouterr()
-    assert call(tmp_path, methods=("frozen",), seeds="0-1") == 1
-    assert capsys.readouterr().err.count("toy: robosuite worker 1 of 2 ended without an answer\n") == 1
-    assert read_status(begun)["state"] == "running"
-    assert call(tmp_path, methods=("frozen",), precision="bfloat16") == 2  # other settings are refused still
+    assert call(tmp_path, methods=("frozen",)) == 1
+    assert "toy: robosuite worker 1 of 2 ended without an answer\n" in capsys.readouterr().err
+    assert "worker 1 of 2" in read_status(run_paths(tmp_path, "toy", "frozen", 0))["error"]
 
 
 def test_where_all_runs_wait_for_data_it_is_said_how_to_get_it(tmp_path: Path, capsys) -> None:

@@ -87,7 +87,7 @@ class Arguments:
     parts: tuple[str, ...] = ()
     """Only these of physics, robosuite, sampling, iteration, matmul (default: all these), update, growth, profile."""
     full: bool = False
-    """Published sizes, 5 turns of iterations (of 100 of the 500 chunks where there is a replay): 40 minutes on 2 cores."""
+    """Published sizes, 5 turns of iterations (100 of the 500 chunks where there is a replay): 40 minutes on 2 cores."""
     compiled: bool = False
     """Plain methods with torch.compile take turns in `iteration` too, which needs a compiler and some minutes more."""
     threads: int | None = None

@@ -22,11 +22,18 @@ wait_for() {
     shift 2
     until timeout 10 "$@" >/dev/null 2>&1; do
         if ((SECONDS >= end)); then
-            tail -n 5 "$ROOT"/log/*.log >&2
+            tail -n 5 "$ROOT"/log/* >&2 || true
             die "no $what after $seconds s; see $ROOT/log"
         fi
         sleep 0.1
     done
+}
+
+# started NAME COMMAND...: a daemon, which goes into the background by itself
+started() {
+    local name=$1
+    shift
+    "$@" </dev/null >"$ROOT/log/$name.out" 2>&1 || die "$name did not start: $(tail -n 3 "$ROOT/log/$name.out")"
 }
 
 mkdir -p "$ROOT"/{log,run,state,spool,mysql-run} /etc/slurm
@@ -124,13 +131,13 @@ if ! alive mariadbd; then
     wait_for 30 database mariadb-admin --no-defaults --socket="$SOCKET" ping
 fi
 if ! alive slurmdbd; then
-    MYSQL_UNIX_PORT=$SOCKET /usr/sbin/slurmdbd </dev/null >"$ROOT/log/slurmdbd.out" 2>&1
+    started slurmdbd env MYSQL_UNIX_PORT="$SOCKET" /usr/sbin/slurmdbd
     wait_for 30 accounting sacctmgr -n show cluster
     sacctmgr -n show cluster format=cluster%20 | grep -qw test || sacctmgr -iQ add cluster test >/dev/null
 fi
 if ! alive slurmctld; then
-    /usr/sbin/slurmctld </dev/null >"$ROOT/log/slurmctld.out" 2>&1
+    started slurmctld /usr/sbin/slurmctld
     wait_for 30 controller bash -c 'scontrol ping | grep -q UP'
 fi
-alive slurmd || /usr/sbin/slurmd </dev/null >"$ROOT/log/slurmd.out" 2>&1
+alive slurmd || started slurmd /usr/sbin/slurmd
 wait_for 30 node bash -c "sinfo -hN -o %T | grep -qE '^(idle|mixed|allocated|completing)'"
