@@ -208,9 +208,7 @@ def test_d15_where_no_candidate_is_compatible_the_draw_is_uniform_and_counted() 
 
 
 def test_a_draw_among_values_that_are_not_finite_leaves_it_to_losses_and_actions_to_say_so() -> None:
-    weights = (
-        torch.tensor([[1.0, float("nan"), 0.0], [1.0, float("inf"), 0.0]]).expand(300, 2, 3).flatten(0, 1)
-    )  # (600, 3)
+    weights = torch.tensor([[1.0, float("nan"), 0.0], [1.0, float("inf"), 0.0]]).repeat(300, 1)  # (600, 3)
     method = trained()
     index = method.resample(weights, True, torch.Generator().manual_seed(0))
     assert index.unique().tolist() == [0, 1, 2]

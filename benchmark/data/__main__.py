@@ -184,11 +184,7 @@ def main() -> int:
     torch.set_num_threads(1)  # the demonstrators are too small for more
     try:
         return tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="python -m benchmark.data", description=__doc__) or 0
-    except (
-        ValueError,
-        OSError,
-        RuntimeError,
-    ) as error:  # the last: a worker that died
+    except (ValueError, OSError, RuntimeError) as error:  # the last: a simulator's process that died
         print(_line(error), file=sys.stderr)
         return 2
 
