@@ -155,7 +155,7 @@ def start_damage(spec: RunSpec) -> str:
         if uses_demonstrations(spec.method_settings()) and demonstrations_path(task).exists():
             load_demonstrations(task)
     except ValueError as error:
-        return f"{error}; bring the file back, or delete it to have it made from the task's data"
+        return str(error)
     return ""
 
 

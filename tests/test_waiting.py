@@ -59,7 +59,7 @@ def test_a_damaged_policy_of_a_task_leaves_the_others_running(tmp_path: Path, ca
     assert damage in capsys.readouterr().out and not out.exists()
     assert call(out, suite=str(file)) == 1
     error = capsys.readouterr().err
-    assert "1 runs wait" in error and damage in error
+    assert "1 runs wait" in error and damage in error and "remove it to have it made" in error
     assert damage in read_status(run_paths(out, "toy", "frozen", 0))["error"]
     assert read_status(run_paths(out, "hopper-local", "frozen", 0))["state"] == "done"
     assert call(out, suite=str(file)) == 1  # though all that is pending is damaged now

@@ -30,6 +30,7 @@ from otpr.diffusion import DiffusionPolicy, SamplerSettings
 FORMAT = 1
 FOLDER = Path(__file__).parent
 RANGES = ("observation_min", "observation_max", "action_min", "action_max")  # of a `Normalizer`, in policy files
+REPAIR = "bring it back, or remove it to have it made from the task's data"  # of a damaged file
 _RANGE_OFFSET = 1e-6  # DPPO's; keeps dimensions that never change from dividing by zero
 
 
@@ -150,7 +151,7 @@ def load_pretrained(task: Task, sampler: SamplerSettings | None = None, path: Pa
         raise ValueError(f"{path}: no pre-trained policy ({error.strerror}); {hint}") from error
     digest = hashlib.sha256(content).hexdigest()
     if read_json(path.with_suffix(".json")).get("sha256") != digest:
-        raise ValueError(f"{path}: not the file that its card describes (SHA-256 {digest[:12]}...)")
+        raise ValueError(f"{path}: not the file that its card describes (SHA-256 {digest[:12]}...); {REPAIR}")
     return unpack(task, content, sampler or SamplerSettings(), str(path))
 
 

@@ -20,7 +20,7 @@ import tyro
 
 from benchmark.data.access import load_data
 from benchmark.data.episodes import Dataset
-from benchmark.policies import Normalizer, load_pretrained, policy_path
+from benchmark.policies import REPAIR, Normalizer, load_pretrained, policy_path
 from benchmark.seeding import BASE_SEED, derive_seed
 from benchmark.store import write_bytes
 from benchmark.tasks import Task, get_task
@@ -65,7 +65,7 @@ def load_demonstrations(task: Task, path: Path | None = None) -> HeldDemonstrati
         fits &= pairs.observations.shape == (count, task.observation_dim)
         fits &= pairs.actions.shape == (count, task.action_horizon, task.action_dim)
     except Exception as error:
-        raise ValueError(f"{path}: unreadable expert pairs ({type(error).__name__})") from error
+        raise ValueError(f"{path}: unreadable expert pairs ({type(error).__name__}); {REPAIR}") from error
     if not fits:
         raise ValueError(f"{path}: not expert pairs of {task.name!r} in format {FORMAT}")
     return HeldDemonstrations(pairs, hashlib.sha256(content).hexdigest())
